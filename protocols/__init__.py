@@ -1,0 +1,1 @@
+"""What peers say: ids, frames, messages, records. Knows no torch, no libp2p, no clock."""
