@@ -1,0 +1,100 @@
+"""What the node asks of a network: streams to peers by protocol, and the peers closest to a key. Knows no libp2p.
+
+`host.py` keeps this promise over libp2p, `memory.py` inside one process. All errors are those of `swarmnode.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Network", "PeerAddrs", "Stream", "StreamHandler"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddrs:
+    """A peer and where it listens.
+
+    Attributes:
+        peer: its peer id in text form (`12D3Koo…`).
+        addrs: multiaddrs without the `/p2p/…` part; may be empty when only the id is known.
+    """
+
+    peer: str
+    addrs: tuple[str, ...] = ()
+
+
+class Stream(Protocol):
+    """A two-way run of bytes to one authenticated peer.
+
+    One task may send while another receives; two senders or two receivers at once are a bug of the caller. A cancelled
+    `send_all` leaves the stream in the middle of a message: reset it.
+    """
+
+    @property
+    def peer(self) -> str:
+        """The peer id of the other end, as proved by its key."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything. Raises `PeerLost`."""
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """What has come, at least one byte; `b""` once the other end has finished. Raises `PeerLost`."""
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent; receiving goes on. Raises `PeerLost`."""
+
+    async def aclose(self) -> None:
+        """Close politely, at once. Never raises."""
+
+    async def reset(self) -> None:
+        """Drop the stream; the other end gets `PeerLost`. Never raises."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class Network(Protocol):
+    """One peer's place in the network."""
+
+    @property
+    def peer(self) -> str:
+        """Our own peer id in text form."""
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """The full multiaddrs we listen on, `/p2p/<peer>` at the end of each."""
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """The peer ids we have a connection to now."""
+
+    def sign(self, data: bytes) -> bytes:
+        """An Ed25519 signature of `data` by our peer key (64 bytes)."""
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Answer `protocol` with `handler`, each stream in a task of its own.
+
+        The stream is closed when the handler returns, reset when it raises or is cancelled. A `SwarmnodeError` from
+        the handler is logged in one line; the node lives on whatever the handler raises.
+        """
+
+    async def connect(self, addr: str) -> str:
+        """Dial a full multiaddr (`…/p2p/<peer>`) and return the peer id. Raises `PeerUnreachable`, `BadInput`."""
+
+    async def open_stream(self, peer: str, protocol: str, addrs: Sequence[str] = ()) -> Stream:
+        """Open a stream, dialling first where there is no connection yet.
+
+        Raises `PeerUnreachable` when none of the known and given addresses answers within the dial deadline, and
+        `PeerRefused` when the peer does not speak the protocol.
+        """
+
+    async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
+        """The up to `count` live peers closest to a 32-byte key in Kademlia's metric, nearest first.
+
+        We ourselves are among them where we belong. Asks the network; takes up to seconds.
+        """
+
+    def known_closest(self, key: bytes, count: int) -> list[PeerAddrs]:
+        """The same from what we know already, without asking anybody. Instant."""
