@@ -1,0 +1,29 @@
+"""Runs one benchmark by name; everything after the name is its own arguments."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from .report import print_report
+
+BENCHES = {
+    "discovery": "look-up time and messages at 10, 50, 150 nodes in one process",
+    "tokens": "tokens per second: plain transformers, and swarms of 1, 2 and 3 servers",
+}
+
+
+def main() -> int:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHES:
+        print("usage: scripts/bench NAME [its arguments]\n", file=sys.stderr)
+        for known, what in BENCHES.items():
+            print(f"  {known:10}  {what}", file=sys.stderr)
+        return 0 if name in {"-h", "--help"} else 2
+    bench = import_module(f"{__package__}.{name}")
+    print_report(name, bench.run(sys.argv[2:]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The wheel and the sdist hold every source file, and the wheel alone can say what it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("node", "protocols", "models")
+PACKED = {".py", ".json", ".pyi", ".typed"}
+
+
+def source_files() -> set[str]:
+    """Every file of the package as the wheel names it."""
+    package = ROOT / "native" / "python" / "swarmnode"
+    found = {f"swarmnode/{path.name}" for path in package.iterdir() if path.is_file() and path.suffix != ".so"}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            if path.is_file() and path.suffix in PACKED:
+                found.add(f"swarmnode/{room}/{path.relative_to(ROOT / room).as_posix()}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "maturin", "build", "--release", "--locked", "--sdist", "--quiet", "--out", str(out)],
+        cwd=ROOT,
+        check=True,
+        timeout=280,
+    )
+    return out
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_source_file(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = source_files()
+    assert {"swarmnode/errors.py", "swarmnode/py.typed", "swarmnode/node/network.py"} <= files
+    assert files <= names
+    assert any(name.startswith("swarmnode/_native") and name.endswith((".so", ".pyd")) for name in names)
+    assert not any(name.startswith(("tests/", "swarmnode/tests")) or "__pycache__" in name for name in names)
+    assert "-abi3-" in wheel.name
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_every_source_file(dist: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    missing = {name for name in source_files() if not any(known.endswith(name) for known in names)}
+    assert not missing
+    assert {"Cargo.lock", "native/src/lib.rs", "native/src/checksum.rs"} <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_imports_and_helps(dist: Path, tmp_path: Path) -> None:
+    """Unpacked by itself on a bare interpreter: no dependency is needed to import it or to read its help."""
+    (wheel,) = dist.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import swarmnode; from swarmnode.node.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(tmp_path), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "serve" in done.stdout
