@@ -19,14 +19,15 @@ def test_every_public_name_resolves() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        swarmnode.nonsense  # type: ignore[attr-defined]  # noqa: B018
+        swarmnode.nonsense  # noqa: B018
 
 
 def test_the_error_tree_is_drawn_as_it_is() -> None:
     classes = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls)}
     assert sorted(classes) == sorted(errors.__all__)
     drawing = errors.__doc__ or ""
-    depths = {match[2]: len(match[1]) for match in re.finditer(r"^([ │├└─]*)([A-Z]\w+)", drawing, re.MULTILINE) if match[1]}
+    lines = re.finditer(r"^([ │├└─]+)([A-Z]\w+)", drawing, re.MULTILINE)
+    depths = {line[2]: len(line[1]) for line in lines}
     assert set(depths) == set(classes)
     for name, cls in classes.items():
         assert issubclass(cls, errors.SwarmnodeError)

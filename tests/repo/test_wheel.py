@@ -65,7 +65,7 @@ def test_the_wheel_alone_imports_and_helps(dist: Path, tmp_path: Path) -> None:
     """Unpacked by itself on a bare interpreter: no dependency is needed to import it or to read its help."""
     (wheel,) = dist.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import swarmnode; from swarmnode.node.cli.main import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from swarmnode.node.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(tmp_path), "--help"],
         capture_output=True,

@@ -1,10 +1,8 @@
 """The types of the Rust extension; `scripts/check` compares them with the binary."""
 
-from typing import Final
-
 from typing_extensions import Buffer
 
-__all__: Final[list[str]]
+__all__ = ["frame_checksum", "model_digest"]
 
 def frame_checksum(*parts: Buffer) -> int:
     """CRC-32C of the parts as if they were one run of bytes."""

@@ -27,8 +27,8 @@
         │   └── ReplayNeeded          … its cache cannot go back that far: send the session again
         └── ProtocolViolation     it broke the protocol
 
-The `code` of a class is what `--json` prints and what travels between peers; a test holds that no two are alike. `message` says what is
-wrong in one sentence, `hint` what to do next in another.
+The `code` of a class is what `--json` prints and what travels between peers; a test holds that no two are alike.
+`message` says what is wrong in one sentence, `hint` what to do next in another.
 """
 
 from __future__ import annotations
