@@ -1,0 +1,1 @@
+"""What several tests use: real programs, tiny models, counting."""
