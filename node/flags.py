@@ -1,0 +1,175 @@
+"""One flag: its names on the command line, in the environment and in the config file, and how its value is read.
+
+Knows neither which flags there are (`settings.py`) nor where values come from (`config.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from swarmnode.errors import BadInput
+
+__all__ = ["ENV_PREFIX", "Flag", "Value", "choice", "count", "file", "number", "switch", "text", "texts", "words"]
+
+ENV_PREFIX: Final = "SWARMNODE_"
+
+# `words` is a list of values that hold no blanks (addresses); `texts` is a list of any texts (stop strings).
+Kind = Literal["text", "path", "count", "number", "switch", "choice", "words", "texts"]
+Value: TypeAlias = str | int | float | bool | Path | tuple[str, ...] | None
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One row of the table of settings.
+
+    Attributes:
+        name: with dashes, as on the command line without the leading `--`.
+        commands: the commands that take it.
+        positional: those of them where it is an argument instead of a `--flag`.
+        low, high: bounds of a number, both allowed.
+    """
+
+    kind: Kind
+    commands: tuple[str, ...]
+    help: str
+    default: Value = None
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    short: str = ""
+    positional: tuple[str, ...] = ()
+    name: str = ""
+
+    def named(self, field_name: str) -> Flag:
+        """The same flag under the name of its field."""
+        return replace(self, name=field_name.replace("_", "-"))
+
+    @property
+    def field(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def env(self) -> str:
+        return ENV_PREFIX + self.field.upper()
+
+    @property
+    def takes_many(self) -> bool:
+        return self.kind in ("words", "texts")
+
+    def read_text(self, given: str, origin: str) -> Value:
+        """The value of a flag or an environment variable. Raises `BadInput` naming `origin`."""
+        if self.kind == "switch":
+            if given.strip().lower() in _TRUE | _FALSE:
+                return given.strip().lower() in _TRUE
+            raise self._bad(origin, given, "yes or no")
+        if self.kind == "count":
+            try:
+                return self._bounded(int(given), origin)
+            except ValueError:
+                raise self._bad(origin, given, "a whole number") from None
+        if self.kind == "number":
+            try:
+                return self._bounded(float(given), origin)
+            except ValueError:
+                raise self._bad(origin, given, "a number") from None
+        if self.kind == "words":
+            return tuple(given.replace(",", " ").split())
+        if self.kind == "texts":
+            return (given,)
+        return self._string(given, origin)
+
+    def read_toml(self, given: object, origin: str) -> Value:
+        """The value under a key of the config file. Raises `BadInput` naming `origin`."""
+        match self.kind, given:
+            case "switch", bool():
+                return given
+            case ("count", int()) | ("number", int() | float()) if not isinstance(given, bool):
+                assert isinstance(given, int | float)
+                return self._bounded(float(given) if self.kind == "number" else given, origin)
+            case "words" | "texts", str():
+                return self.read_text(given, origin)
+            case "words" | "texts", list() if all(isinstance(item, str) for item in given):
+                return tuple(given)
+            case "text" | "path" | "choice", str():
+                return self._string(given, origin)
+        raise self._bad(origin, given, _TOML_WORDS[self.kind])
+
+    def _string(self, given: str, origin: str) -> Value:
+        if self.kind == "choice" and given not in self.choices:
+            raise self._bad(origin, given, f"one of {', '.join(self.choices)}")
+        return Path(given).expanduser() if self.kind == "path" else given
+
+    def _bounded(self, value: float, origin: str) -> Value:
+        if self.low <= value <= self.high:  # false for NaN too
+            return value
+        above = "" if self.high == math.inf else f" and at most {_plain(self.high)}"
+        raise self._bad(origin, value, f"at least {_plain(self.low)}{above}")
+
+    def _bad(self, origin: str, given: object, wanted: str) -> BadInput:
+        shown = repr(given) if isinstance(given, str) else str(given)
+        return BadInput(f"{origin} must be {wanted}, not {shown}.", hint=f"{origin}: {self.help}.")
+
+
+_TOML_WORDS: Final[dict[Kind, str]] = {
+    "text": "a string",
+    "path": "a string",
+    "choice": "a string",
+    "count": "a whole number",
+    "number": "a number",
+    "switch": "true or false",
+    "words": "a list of strings",
+    "texts": "a list of strings",
+}
+
+
+def _plain(bound: float) -> str:
+    return str(int(bound)) if float(bound).is_integer() else str(bound)
+
+
+# The constructors below stand where a dataclass field has its default, so they return Any as `dataclasses.field` does.
+
+
+def _row(flag: Flag) -> Any:
+    return field(default=flag.default, metadata={"flag": flag})
+
+
+def text(commands: tuple[str, ...], help: str, *, metavar: str, positional: tuple[str, ...] = ()) -> Any:
+    return _row(Flag("text", commands, help, metavar=metavar, positional=positional))
+
+
+def file(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
+    return _row(Flag("path", commands, help, metavar=metavar))
+
+
+def words(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
+    return _row(Flag("words", commands, help, default=(), metavar=metavar))
+
+
+def texts(commands: tuple[str, ...], help: str) -> Any:
+    return _row(Flag("texts", commands, help, default=(), metavar="TEXT"))
+
+
+def switch(commands: tuple[str, ...], help: str, *, short: str = "") -> Any:
+    return _row(Flag("switch", commands, help, default=False, short=short))
+
+
+def choice(commands: tuple[str, ...], help: str, choices: tuple[str, ...]) -> Any:
+    """The first choice is the default."""
+    return _row(Flag("choice", commands, help, default=choices[0], choices=choices))
+
+
+def count(
+    commands: tuple[str, ...], help: str, *, default: int | None = None, low: float = -math.inf, high: float = math.inf
+) -> Any:
+    return _row(Flag("count", commands, help, default=default, metavar="N", low=low, high=high))
+
+
+def number(commands: tuple[str, ...], help: str, *, default: float) -> Any:
+    return _row(Flag("number", commands, help, default=default, metavar="X"))
