@@ -1,0 +1,126 @@
+"""Every timing and size of the node room, in one place. Knows nothing else.
+
+A number that belongs to the wire format itself lives in `protocols`; a number that only one screen needs lives there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "ATTACH_SECONDS",
+    "CLOSE_SECONDS",
+    "DEFAULT_CACHE_TOKENS",
+    "DEFAULT_LISTEN",
+    "FIND_SECONDS",
+    "FIRST_FRAME_SECONDS",
+    "GROWTH_TOKENS",
+    "HOP_NANOSECONDS",
+    "JOIN_SECONDS",
+    "MAX_IN_FLIGHT_STEPS",
+    "MAX_OPEN_TRIES",
+    "MAX_RETRY_AFTER_SECONDS",
+    "MAX_SESSIONS",
+    "MAX_SESSIONS_PER_PEER",
+    "MAX_TORCH_JOBS",
+    "OPEN_SECONDS",
+    "OUTBOX_FRAMES",
+    "PING_SECONDS",
+    "PREFILL_CHUNK_TOKENS",
+    "RECEIVE_BYTES",
+    "SESSION_IDLE_SECONDS",
+    "SESSION_PROMISE_TOKENS",
+    "SILENCE_SECONDS",
+    "SILENT_PINGS",
+    "STEP_BODY_BYTES",
+    "STEP_SECONDS",
+    "UNKNOWN_BLOCK_NANOSECONDS",
+]
+
+DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0",)
+"""All interfaces, any free port."""
+
+# --- steps ---
+
+PREFILL_CHUNK_TOKENS: Final = 1024
+"""Most tokens of one step. Prompts up to this long keep the very shapes that plain transformers computes with."""
+
+STEP_BODY_BYTES: Final = 16 * 1024 * 1024
+"""Most bytes of one step's tensor: wide models get shorter chunks."""
+
+MAX_IN_FLIGHT_STEPS: Final = 4
+"""Steps of a session that may be under way at once: enough to keep the servers of a short ring busy in prefill."""
+
+STEP_SECONDS: Final = 300.0
+"""A ring whose servers answer pings but return no step for so long has lost it."""
+
+# --- sessions ---
+
+PING_SECONDS: Final = 2.0
+"""How often either end of a session stream says that it is there."""
+
+SILENT_PINGS: Final = 3
+"""Ping intervals in a row without a byte from the other end, after which it is given up."""
+
+SILENCE_SECONDS: Final = PING_SECONDS * SILENT_PINGS
+
+FIRST_FRAME_SECONDS: Final = 10.0
+"""A stream that has not said by then what it wants is dropped."""
+
+OPEN_SECONDS: Final = 15.0
+"""To dial a server and hear its answer to an open."""
+
+ATTACH_SECONDS: Final = 10.0
+"""How long an attach waits for the open that it belongs to: the two come from different peers, in any order."""
+
+SESSION_IDLE_SECONDS: Final = 1800.0
+"""A session that steps no more for so long gives its cache back, although its client is still there."""
+
+MAX_SESSIONS: Final = 256
+"""Sessions of one server in all."""
+
+MAX_SESSIONS_PER_PEER: Final = 32
+"""Sessions of one server for one client."""
+
+MAX_RETRY_AFTER_SECONDS: Final = 60.0
+"""No refusal tells a client to stay away for longer."""
+
+MAX_OPEN_TRIES: Final = 4
+"""Routes tried for one session before its client gives up."""
+
+OUTBOX_FRAMES: Final = 64
+"""Frames that may wait to be written to one stream: in-flight steps, pings and a little more."""
+
+SESSION_PROMISE_TOKENS: Final = 512
+"""What a session of unknown length asks to be promised at open; it grows from there while there is room."""
+
+GROWTH_TOKENS: Final = 256
+"""Cache is promised in runs of so many tokens when a session outgrows what it asked for."""
+
+DEFAULT_CACHE_TOKENS: Final = 65_536
+"""Tokens that all sessions of a server hold together. Memory is taken as they grow, not before."""
+
+# --- routes ---
+
+HOP_NANOSECONDS: Final = 20_000_000
+"""What one more hop is taken to cost a step: a network crossing and its software."""
+
+UNKNOWN_BLOCK_NANOSECONDS: Final = 10_000_000
+"""What a block is taken to cost on a server that has not measured itself."""
+
+# --- the node ---
+
+RECEIVE_BYTES: Final = 256 * 1024
+"""Most bytes asked of a stream at once."""
+
+MAX_TORCH_JOBS: Final = 1024
+"""Jobs that may wait for the torch thread; beyond it their tasks wait in line."""
+
+CLOSE_SECONDS: Final = 0.7
+"""How long leaving politely may take, so that Ctrl-C is over within a second."""
+
+JOIN_SECONDS: Final = 20.0
+"""To reach the first of the peers to join through."""
+
+FIND_SECONDS: Final = 20.0
+"""To find and confirm the servers of a model."""

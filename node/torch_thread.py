@@ -1,0 +1,128 @@
+"""One operating system thread that runs everything torch, so that the event loop stays free. Knows no model.
+
+One thread, because torch keeps a pool of its own for every thread that calls it, and because caches then need no locks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, TypeVarTuple
+
+import outcome
+import trio
+
+from .defaults import CLOSE_SECONDS, MAX_TORCH_JOBS
+
+__all__ = ["TorchThread", "open_torch_thread"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class _Job:
+    """One call, and the task that waits for it."""
+
+    __slots__ = ("call", "task")
+
+    def __init__(self, call: Callable[[], Any], task: trio.lowlevel.Task) -> None:
+        self.call = call
+        self.task: trio.lowlevel.Task | None = task
+
+
+class TorchThread:
+    """Runs calls one after the other, in the order they came. Made by `open_torch_thread`."""
+
+    def __init__(self, *, max_jobs: int = MAX_TORCH_JOBS) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._room = trio.Semaphore(max_jobs, max_value=max_jobs)
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._ended = trio.Event()
+        # A daemon: a load of minutes must not keep a cancelled program alive.
+        self._thread = threading.Thread(target=self._work, name="swarmnode-torch", daemon=True)
+
+    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run `call(*args)` on the thread and return what it returns or raise what it raises.
+
+        Cancelling is safe: a call that has not begun never runs; one that has begun runs to its end and its result is
+        thrown away. Raises `RuntimeError` when the thread has been closed.
+        """
+        await self._room.acquire()
+        if self._closing:
+            self._room.release()
+            raise RuntimeError("the torch thread is closed")
+        job = _Job(lambda: call(*args), trio.lowlevel.current_task())
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            job.task = None
+            with self._changed:
+                waiting = job in self._jobs
+                if waiting:
+                    self._jobs.remove(job)
+            if waiting:
+                self._room.release()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        result: T = await trio.lowlevel.wait_task_rescheduled(abort)
+        return result
+
+    @property
+    def waiting(self) -> int:
+        """How many calls have not begun."""
+        return len(self._jobs)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    break
+                job = self._jobs.popleft()
+            result = outcome.capture(job.call)
+            if not self._tell(lambda job=job, result=result: self._deliver(job, result)):  # type: ignore[misc]
+                return
+            del job, result  # while waiting, hold no tensors of the last call
+        self._tell(self._ended.set)
+
+    def _tell(self, call: Callable[[], object]) -> bool:
+        """Run `call` on the event loop soon; False when the loop has ended."""
+        try:
+            self._token.run_sync_soon(call)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def _deliver(self, job: _Job, result: outcome.Outcome[Any]) -> None:
+        self._room.release()
+        if job.task is not None:
+            trio.lowlevel.reschedule(job.task, result)
+            job.task = None
+
+    async def _close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._jobs.clear()
+            self._changed.notify()
+        # A running call cannot be stopped; it is given a moment and then left behind.
+        with trio.move_on_after(CLOSE_SECONDS) as scope:
+            scope.shield = True
+            await self._ended.wait()
+
+
+@asynccontextmanager
+async def open_torch_thread(*, max_jobs: int = MAX_TORCH_JOBS) -> AsyncIterator[TorchThread]:
+    """The thread, for as long as the block runs. All tasks that use it must end within the block."""
+    thread = TorchThread(max_jobs=max_jobs)
+    thread._thread.start()
+    try:
+        yield thread
+    finally:
+        await thread._close()

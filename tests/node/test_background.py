@@ -1,0 +1,52 @@
+"""A background nursery lets the block's own exceptions out bare."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from swarmnode.errors import NoPeers
+from swarmnode.node.background import open_background
+
+
+async def test_the_blocks_exception_comes_bare_and_the_tasks_are_gone() -> None:
+    ended = False
+
+    async def forever() -> None:
+        nonlocal ended
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended = True
+
+    async def block() -> None:
+        async with open_background() as nursery:
+            nursery.start_soon(forever)
+            await trio.lowlevel.checkpoint()
+            raise NoPeers("nobody")
+
+    with pytest.raises(NoPeers):
+        await block()
+    assert ended
+
+
+async def test_cancelling_from_outside_is_seen_outside() -> None:
+    with trio.CancelScope() as scope:
+        async with open_background() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_a_task_that_crashes_is_a_group() -> None:
+    async def crash() -> None:
+        raise ZeroDivisionError
+
+    async def block() -> None:
+        async with open_background() as nursery:
+            nursery.start_soon(crash)
+            await trio.sleep_forever()
+
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await block()
