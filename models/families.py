@@ -1,0 +1,63 @@
+"""Which model families are certified, read from the generated table beside this file. Knows neither torch nor transformers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Protocol
+
+from swarmnode.errors import FamilyNotCertified
+
+__all__ = ["Certificate", "all_certificates", "certificate", "require_certified"]
+
+TABLE_NAME = "certified.json"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What cutting a tiny random model of a family at every boundary showed.
+
+    Attributes:
+        family: the config's `model_type`.
+        certified: every comparison was bit-identical.
+        reason: why not, in one sentence; empty when certified.
+        max_difference: largest absolute difference of any logit (0.0 when certified), or None when nothing could be compared.
+        truncatable: a session may go back to an earlier position; otherwise it is sent again from the start.
+    """
+
+    family: str
+    certified: bool
+    reason: str
+    max_difference: float | None
+    truncatable: bool
+
+
+class _Config(Protocol):
+    model_type: str
+
+
+@functools.cache
+def all_certificates() -> tuple[Certificate, ...]:
+    """Every family of the installed transformers' causal language models, in alphabetical order."""
+    table = json.loads((files("swarmnode.models") / TABLE_NAME).read_text(encoding="utf-8"))
+    return tuple(Certificate(**entry) for entry in table["families"])
+
+
+def certificate(family: str) -> Certificate:
+    """The certificate of a model type; an unknown one is an uncertified one."""
+    for entry in all_certificates():
+        if entry.family == family:
+            return entry
+    return Certificate(family, False, "It is no causal language model that this version knows.", None, False)
+
+
+def require_certified(config: _Config) -> None:
+    """Raise FamilyNotCertified, naming family and reason, unless the config's family was shown to be cut exactly."""
+    entry = certificate(config.model_type)
+    if not entry.certified:
+        raise FamilyNotCertified(
+            f"The model family {entry.family!r} cannot be served in parts: {entry.reason}",
+            hint="Run `swarmnode models` for the families that can.",
+        )
