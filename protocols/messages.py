@@ -1,0 +1,151 @@
+"""What is said on a session stream, to a frame and back; and the messages that keep or end a session.
+
+`encode` gives the two buffers of a frame, `parse` the message of a frame with every field checked. A message is its
+class; the `type` field names it on the wire. The tensor of a step or an output is the frame's body. In which order
+messages may come is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import Buffer
+
+from swarmnode.errors import ProtocolViolation
+
+from . import limits
+from .common import read_optional_peer, read_reason, reason_to_map
+from .frames import Frame, encode_frame
+from .ids import ModelId
+from .opening import Attach, Attached, Open, Opened, Refused, Successor
+from .stepping import HopTrace, Output, Step
+from .tensors import TensorHeader
+from .wire import Fields, shown
+
+__all__ = [
+    "Attach",
+    "Attached",
+    "Break",
+    "Close",
+    "HopTrace",
+    "Message",
+    "ModelId",
+    "Open",
+    "Opened",
+    "Output",
+    "Ping",
+    "Pong",
+    "Refused",
+    "Step",
+    "Successor",
+    "TensorHeader",
+    "encode",
+    "parse",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Ends the session at once and says why.
+
+    Attributes:
+        step: the step it happened at, if it was at one.
+        peer: the peer at fault when it is not the sender.
+    """
+
+    type: ClassVar[str] = "break"
+    code: str
+    message: str
+    hint: str = ""
+    step: int | None = None
+    peer: str | None = None
+
+    def to_map(self) -> dict[str, object]:
+        return reason_to_map(self.code, self.message, self.hint) | {"step": self.step, "peer": self.peer}
+
+    @staticmethod
+    def read(fields: Fields, body_bytes: int) -> Break:
+        step = fields.integer("step", limits.MAX_STEP_NUMBER) if fields.has("step") else None
+        return Break(*read_reason(fields), step, read_optional_peer(fields, "peer"))
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The session is over and all is well."""
+
+    type: ClassVar[str] = "close"
+
+    def to_map(self) -> dict[str, object]:
+        return {}
+
+    @staticmethod
+    def read(fields: Fields, body_bytes: int) -> Close:
+        return Close()
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Answered by a pong with the same nonce, ahead of anything that waits to be computed."""
+
+    type: ClassVar[str] = "ping"
+    nonce: int
+
+    def to_map(self) -> dict[str, object]:
+        return {"nonce": self.nonce}
+
+    @staticmethod
+    def read(fields: Fields, body_bytes: int) -> Ping:
+        return Ping(fields.integer("nonce", limits.MAX_INT))
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """I am."""
+
+    type: ClassVar[str] = "pong"
+    nonce: int
+
+    def to_map(self) -> dict[str, object]:
+        return {"nonce": self.nonce}
+
+    @staticmethod
+    def read(fields: Fields, body_bytes: int) -> Pong:
+        return Pong(fields.integer("nonce", limits.MAX_INT))
+
+
+Message = Open | Opened | Attach | Attached | Step | Output | Refused | Break | Close | Ping | Pong
+
+_READERS: dict[str, Callable[[Fields, int], Message]] = {
+    kind.type: kind.read for kind in (Open, Opened, Attach, Attached, Step, Output, Refused, Break, Close, Ping, Pong)
+}
+
+
+def encode(message: Message, body: Buffer = b"") -> tuple[bytes, memoryview]:
+    """The two buffers of a message's frame, to be sent one after the other.
+
+    Args:
+        message: what to say.
+        body: the bytes of `message.tensor`, for a step or an output; left alone until sent, not copied.
+
+    Raises:
+        ValueError: the body is not as long as the message says. Our own mistake, not a peer's.
+    """
+    expected = message.tensor.body_bytes if isinstance(message, Step | Output) else 0
+    head, view = encode_frame({"type": message.type, **message.to_map()}, body)
+    if view.nbytes != expected:
+        raise ValueError(f"a {message.type} of {expected} body bytes was given {view.nbytes}")
+    return head, view
+
+
+def parse(frame: Frame) -> Message:
+    """The message of a frame, all fields checked. Raises `ProtocolViolation`."""
+    kind = Fields("message", frame.header).text("type", limits.MAX_WORD_CHARS)
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise ProtocolViolation(f'"{shown(kind)}" is not a message of a session.')
+    message = reader(Fields(kind, frame.header), frame.body.nbytes)
+    if frame.body.nbytes and not isinstance(message, Step | Output):
+        raise ProtocolViolation(f"{kind}: it has a body of {frame.body.nbytes} bytes and must have none.")
+    return message
