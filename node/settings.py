@@ -62,7 +62,7 @@ class Settings:
     listen: tuple[str, ...] = words(
         SWARM_COMMANDS, "where to listen for peers; may be given several times", metavar="MULTIADDR"
     )
-    identity: Path | None = file(
+    identity: Path | None = file(  # noqa: RUF009 - makes a dataclass field
         SWARM_COMMANDS, "key file, created when missing; who only asks gets a fresh key each time", metavar="FILE"
     )
     no_mdns: bool = switch(SWARM_COMMANDS, "do not look for peers on the local network")
@@ -95,7 +95,7 @@ class Settings:
     json: bool = switch(EVERY, "one JSON object a line on standard output, for programs")
     quiet: bool = switch(EVERY, "no progress, only the result", short="-q")
     debug: bool = switch(EVERY, "tracebacks and a full log on standard error")
-    config: Path | None = file(
+    config: Path | None = file(  # noqa: RUF009 - makes a dataclass field
         EVERY, "config file; default: swarmnode/config.toml in the XDG config folder", metavar="FILE"
     )
 
