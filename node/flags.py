@@ -17,7 +17,7 @@ __all__ = ["ENV_PREFIX", "Flag", "Value", "choice", "count", "file", "number", "
 ENV_PREFIX: Final = "SWARMNODE_"
 
 # `words` is a list of values that hold no blanks (addresses); `texts` is a list of any texts (stop strings).
-Kind = Literal["text", "path", "count", "number", "switch", "choice", "words", "texts"]
+Kind = Literal["text", "file", "count", "number", "switch", "choice", "words", "texts"]
 Value: TypeAlias = str | int | float | bool | Path | tuple[str, ...] | None
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -97,14 +97,14 @@ class Flag:
                 return self.read_text(given, origin)
             case "words" | "texts", list() if all(isinstance(item, str) for item in given):
                 return tuple(given)
-            case "text" | "path" | "choice", str():
+            case "text" | "file" | "choice", str():
                 return self._string(given, origin)
         raise self._bad(origin, given, _TOML_WORDS[self.kind])
 
     def _string(self, given: str, origin: str) -> Value:
         if self.kind == "choice" and given not in self.choices:
             raise self._bad(origin, given, f"one of {', '.join(self.choices)}")
-        return Path(given).expanduser() if self.kind == "path" else given
+        return Path(given).expanduser() if self.kind == "file" else given
 
     def _bounded(self, value: float, origin: str) -> Value:
         if self.low <= value <= self.high:  # false for NaN too
@@ -119,7 +119,7 @@ class Flag:
 
 _TOML_WORDS: Final[dict[Kind, str]] = {
     "text": "a string",
-    "path": "a string",
+    "file": "a string",
     "choice": "a string",
     "count": "a whole number",
     "number": "a number",
@@ -145,7 +145,7 @@ def text(commands: tuple[str, ...], help: str, *, metavar: str, positional: tupl
 
 
 def file(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
-    return _row(Flag("path", commands, help, metavar=metavar))
+    return _row(Flag("file", commands, help, metavar=metavar))
 
 
 def words(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
