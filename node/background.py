@@ -1,13 +1,13 @@
-"""A nursery for what runs behind an `async with` block, so that the block's own exceptions come out bare."""
+"""Tasks side by side whose exceptions come out bare, not in an `ExceptionGroup`. Knows nothing of what they do."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
-__all__ = ["open_background"]
+__all__ = ["open_background", "race"]
 
 
 @asynccontextmanager
@@ -29,3 +29,28 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             raise error
         finally:
             del error  # the traceback holds this frame: no cycle through its variable
+
+
+async def race(*tasks: Callable[[], Awaitable[object]]) -> None:
+    """Run all until the first of them ends, then cancel the others.
+
+    Raises what the first one to end raised, as it is. Exceptions of the others, on their way out, are only shown as its
+    context: they are mostly echoes of the first.
+    """
+    errors: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+
+        async def run(task: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await task()
+            except Exception as error:  # noqa: BLE001 - raised again below
+                errors.append(error)
+            nursery.cancel_scope.cancel()
+
+        for task in tasks:
+            nursery.start_soon(run, task)
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()

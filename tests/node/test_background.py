@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from swarmnode.errors import NoPeers
-from swarmnode.node.background import open_background
+from swarmnode.node.background import open_background, race
 
 
 async def test_the_blocks_exception_comes_bare_and_the_tasks_are_gone() -> None:
@@ -50,3 +50,32 @@ async def test_a_task_that_crashes_is_a_group() -> None:
 
     with pytest.RaisesGroup(ZeroDivisionError):
         await block()
+
+
+async def test_a_race_ends_with_its_first_task() -> None:
+    async def soon() -> None:
+        await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(1):
+        await race(soon, trio.sleep_forever)
+
+
+async def test_a_race_raises_what_its_first_task_raised() -> None:
+    async def fail() -> None:
+        raise NoPeers("nobody")
+
+    async def fail_on_the_way_out() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ZeroDivisionError
+
+    with pytest.raises(NoPeers):
+        await race(fail_on_the_way_out, fail)
+
+
+async def test_a_race_can_be_cancelled() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await race(trio.sleep_forever, trio.sleep_forever)
+    assert scope.cancelled_caught

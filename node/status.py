@@ -1,0 +1,99 @@
+"""What a swarm serves at one moment, as plain data for screens and programs. Sums up records."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from swarmnode.protocols.records import ModelId, ServerRecord
+
+from .routes import Coverage, coverage, missing_blocks
+
+__all__ = ["ModelStatus", "ServerStatus", "SwarmStatus", "sum_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """One server of a model.
+
+    Attributes:
+        confirmed: it answered for itself just now; else its record is all there is.
+    """
+
+    peer: str
+    public_name: str
+    start: int
+    end: int
+    state: str
+    dtype: str
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
+    cache_tokens_left: int
+    confirmed: bool
+    addrs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model, told from others of its name by revision and digest.
+
+    Attributes:
+        available: confirmed servers that are online cover every block.
+        coverage: runs of blocks with the same confirmed, online servers.
+        gaps: runs `(start, end)` that none of these holds.
+        servers: all that announce themselves, by first block.
+    """
+
+    model: ModelId
+    num_blocks: int
+    available: bool
+    coverage: tuple[Coverage, ...]
+    gaps: tuple[tuple[int, int], ...]
+    servers: tuple[ServerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmStatus:
+    """What one node sees of its swarm.
+
+    Attributes:
+        peer: the node that looked.
+        connected: peers it has a connection to.
+    """
+
+    peer: str
+    connected: tuple[str, ...]
+    models: tuple[ModelStatus, ...]
+
+
+def sum_up(model: ModelId, num_blocks: int, records: Iterable[ServerRecord], confirmed: Collection[str]) -> ModelStatus:
+    """The status of one model from its servers' records; `confirmed` are the peers that answered for themselves."""
+    own = sorted(
+        (record for record in records if record.model == model and record.num_blocks == num_blocks),
+        key=lambda record: (record.start, record.end, record.peer),
+    )
+    live = [record for record in own if record.state == "online" and record.peer in confirmed]
+    gaps = missing_blocks(live, num_blocks)
+    return ModelStatus(
+        model=model,
+        num_blocks=num_blocks,
+        available=not gaps,
+        coverage=coverage(live, num_blocks),
+        gaps=gaps,
+        servers=tuple(
+            ServerStatus(
+                peer=record.peer,
+                public_name=record.public_name,
+                start=record.start,
+                end=record.end,
+                state=record.state,
+                dtype=record.dtype,
+                decode_tokens_per_second=record.decode_tokens_per_second,
+                prefill_tokens_per_second=record.prefill_tokens_per_second,
+                cache_tokens_left=record.cache_tokens_left,
+                confirmed=record.peer in confirmed,
+                addrs=tuple(record.addrs),
+            )
+            for record in own
+        ),
+    )

@@ -1,0 +1,145 @@
+"""Session messages over a stream: one task reads them, one task writes what others post. Knows no session."""
+
+from __future__ import annotations
+
+import trio
+from typing_extensions import Buffer
+
+from swarmnode.errors import PeerLost, ProtocolViolation
+from swarmnode.protocols.frames import FrameReader
+from swarmnode.protocols.messages import Message, encode, parse
+
+from .defaults import OUTBOX_FRAMES, RECEIVE_BYTES, STEP_BODY_BYTES
+from .network import Stream
+
+__all__ = ["MessageStream", "Silence"]
+
+JOIN_BYTES = 64 * 1024
+"""Up to this size a frame is copied into one buffer: one packet instead of two is worth more than the copy."""
+
+
+class MessageStream:
+    """Messages both ways over one stream.
+
+    Whoever reads must never wait for a write: peers that both do so block each other. So messages are posted to a
+    bounded outbox, which `run_writer`, in a task of its own, writes out.
+
+    Attributes:
+        heard: counts arrivals of bytes; a peer is silent while it does not change.
+    """
+
+    def __init__(self, stream: Stream, *, max_body_bytes: int = STEP_BODY_BYTES) -> None:
+        self.heard = 0
+        self._stream = stream
+        self._reader = FrameReader(max_body_bytes)
+        self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
+        self._broken = False
+
+    @property
+    def peer(self) -> str:
+        return self._stream.peer
+
+    async def receive(self) -> tuple[Message, memoryview] | None:
+        """The next message and its body; None once the peer has finished.
+
+        Raises:
+            PeerLost: the stream broke, also in the middle of a message.
+            ProtocolViolation: what came is no message; `peer` says whose.
+        """
+        try:
+            while (frame := self._reader.next_frame()) is None:
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+                if not data:
+                    if self._reader.in_frame:
+                        raise PeerLost(f"Peer {self.peer} ended in the middle of a message.", peer=self.peer)
+                    return None
+                self.heard += 1
+                self._reader.feed(data)
+            return parse(frame), frame.body
+        except ProtocolViolation as violation:
+            raise ProtocolViolation(
+                f"Peer {self.peer} broke the protocol: {violation.message}", hint=violation.hint, peer=self.peer
+            ) from None
+
+    async def expect(self) -> tuple[Message, memoryview]:
+        """As `receive`, when the peer must not finish yet."""
+        message = await self.receive()
+        if message is None:
+            raise PeerLost(f"Peer {self.peer} closed the stream.", peer=self.peer)
+        return message
+
+    async def send(self, message: Message, body: Buffer = b"") -> None:
+        """Write a message now. Only while no writer runs. Raises `PeerLost`."""
+        head, rest = encode(message, body)
+        self._broken = True  # until all of it is out
+        if rest.nbytes <= JOIN_BYTES:
+            await self._stream.send_all(head + rest)
+        else:
+            await self._stream.send_all(head)
+            await self._stream.send_all(rest)
+        self._broken = False
+
+    async def post(self, message: Message, body: Buffer = b"") -> None:
+        """Hand a message to the writer, waiting for room. Raises `PeerLost` once nothing can be written any more."""
+        try:
+            await self._post.send((message, body))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise self._gone() from None
+
+    def post_soon(self, message: Message, body: Buffer = b"") -> bool:
+        """Hand a message to the writer if there is room at once; whether there was."""
+        try:
+            self._post.send_nowait((message, body))
+        except trio.WouldBlock:
+            return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise self._gone() from None
+        return True
+
+    def finish(self) -> None:
+        """Nothing more will be posted: the writer ends after what is waiting."""
+        self._post.close()
+
+    async def run_writer(self) -> None:
+        """Write what is posted until `finish`. Raises `PeerLost`."""
+        with self._posted:
+            async for message, body in self._posted:
+                await self.send(message, body)
+
+    async def close(self) -> None:
+        """Close the stream politely when no message is half written, else reset it. Never raises."""
+        self.finish()
+        if self._broken:
+            await self._stream.reset()
+        else:
+            await self._stream.aclose()
+
+    async def reset(self) -> None:
+        """Drop the stream. Never raises."""
+        self.finish()
+        await self._stream.reset()
+
+    def _gone(self) -> PeerLost:
+        return PeerLost(f"The stream to {self.peer} is closed.", peer=self.peer)
+
+
+class Silence:
+    """Counts checks in a row between which a stream brought nothing.
+
+    Checks are counted and not seconds, so that a pause of our own event loop is not taken for the peer's silence.
+    """
+
+    def __init__(self, stream: MessageStream, patience: int) -> None:
+        self._stream = stream
+        self._patience = patience
+        self._heard = stream.heard
+        self._quiet = 0
+
+    def check(self) -> bool:
+        """Whether the peer has now been silent for too many checks."""
+        if self._stream.heard != self._heard:
+            self._heard = self._stream.heard
+            self._quiet = 0
+        else:
+            self._quiet += 1
+        return self._quiet >= self._patience
