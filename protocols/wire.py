@@ -179,6 +179,14 @@ class Fields:
             raise ProtocolViolation(f"{self._what}: {name} must have at most {most} items, not {len(value)}.")
         return value
 
+    def maps(self, name: str, most: int) -> list[Fields]:
+        """A list of maps."""
+        values = self.items(name, most)
+        maps = [Fields(f"{self._what}.{name}", value) for value in values if isinstance(value, dict)]
+        if len(maps) != len(values):
+            raise self.wrong(f"{name} must hold maps.")
+        return maps
+
     def integers(self, name: str, max_items: int, most: int) -> tuple[int, ...]:
         """A list of integers from 0 to `most`."""
         values = self.items(name, max_items)
