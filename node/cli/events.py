@@ -149,16 +149,19 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token. The `text`s joined are the answer; one may be empty while a character is incomplete."""
+    """One token. The `text`s joined are the answer. `id` is null where text held back before comes at the end."""
 
     event: ClassVar[str] = "token"
-    id: int
+    id: int | None
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is complete. The rates are null when there were too few tokens to measure."""
+    """The answer is complete. `hop_seconds` is what a hop of a decode step takes beyond its server's computing.
+
+    The three measures are null when there were too few tokens to measure.
+    """
 
     event: ClassVar[str] = "done"
     ids: tuple[int, ...]
@@ -166,6 +169,7 @@ class Done:
     finish_reason: str
     ttft_seconds: float | None
     tokens_per_second: float | None
+    hop_seconds: float | None
     route: tuple[Hop, ...]
 
 

@@ -1,11 +1,11 @@
-"""Colour for a terminal that wants it, plain text for everything else (no-color.org)."""
+"""Colour for a terminal that wants it (no-color.org), and no escape sequences from anybody else."""
 
 from __future__ import annotations
 
 import os
 from typing import Final, TextIO
 
-__all__ = ["Paint"]
+__all__ = ["Paint", "harmless"]
 
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
@@ -18,3 +18,12 @@ class Paint:
 
     def __call__(self, style: str, text: str) -> str:
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.on and text else text
+
+
+# All control characters but tab and line break: a terminal obeys them, and peers choose what we print.
+_CONTROLS: Final = dict.fromkeys([*(code for code in range(32) if code not in (9, 10)), *range(127, 160)])
+
+
+def harmless(text: str) -> str:
+    """Text from elsewhere, without what a terminal would obey."""
+    return text.translate(_CONTROLS)

@@ -21,7 +21,7 @@ from .events import (
     Status,
     Token,
 )
-from .paint import Paint
+from .paint import Paint, harmless
 from .tables import models_table, short_peer, status_table
 from .voice import write_last
 
@@ -67,7 +67,7 @@ class PeopleVoice:
     def _result(self, event: Token | Done | Status | Models) -> None:
         match event:
             case Token(text=text):
-                self._out(text)
+                self._out(harmless(text) if sys.stdout.isatty() else text)
             case Done():
                 self._finish_line()
                 if not self._quiet:
@@ -109,7 +109,7 @@ class PeopleVoice:
 
 def error_text(failed: Failed) -> str:
     """One sentence, and on a line of its own what to do next."""
-    return f"swarmnode: {failed.message}" + (f"\n  {failed.hint}" if failed.hint else "")
+    return harmless(f"swarmnode: {failed.message}" + (f"\n  {failed.hint}" if failed.hint else ""))
 
 
 def _path(hops: tuple[Hop, ...]) -> str:
@@ -122,4 +122,6 @@ def _summary(done: Done) -> str:
         parts.append(f"{done.ttft_seconds:.2f} s to the first")
     if done.tokens_per_second is not None:
         parts.append(f"{done.tokens_per_second:.1f} tokens/s")
+    if done.hop_seconds is not None:
+        parts.append(f"{1000 * done.hop_seconds:.1f} ms a hop beyond computing")
     return f"{', '.join(parts)} ({done.finish_reason})"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .events import Models, ModelStatus, ServerStatus, Status
-from .paint import Paint
+from .paint import Paint, harmless
 
 __all__ = ["coverage", "models_table", "short_peer", "status_table"]
 
@@ -61,7 +61,8 @@ def _model(model: ModelStatus, paint: Paint) -> str:
     name = model.model
     gaps = ", ".join(f"{start}:{end}" for start, end in model.gaps)
     verdict = paint("green", "complete") if model.available else paint("red", f"nobody serves {gaps or 'it'}")
-    head = f"{paint('bold', name.name)}  revision {name.revision[:12]}, {model.num_blocks} blocks: {verdict}"
+    revision = harmless(name.revision[:12])
+    head = f"{paint('bold', harmless(name.name))}  revision {revision}, {model.num_blocks} blocks: {verdict}"
     lines = [head, f"  0 {coverage(model)} {model.num_blocks}"]
     rows: list[tuple[str, ...]] = [
         ("peer", "blocks", "state", "decode tokens/s", "prefill tokens/s", "cache left", "format", "name")
@@ -76,12 +77,12 @@ def _server(server: ServerStatus) -> tuple[str, ...]:
     return (
         short_peer(server.peer_id),
         f"{start}:{end}",
-        server.state if server.confirmed else f"{server.state}, no answer",
+        harmless(server.state) + ("" if server.confirmed else ", no answer"),
         f"{server.decode_tokens_per_second:.1f}",
         f"{server.prefill_tokens_per_second:.0f}",
         str(server.cache_tokens_left),
-        server.dtype,
-        server.public_name,
+        harmless(server.dtype),
+        harmless(server.public_name),
     )
 
 

@@ -1,0 +1,65 @@
+"""One answer of a model, told while it comes. Shared by the commands that ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swarmnode.models.settings import Sampling
+
+from .events import Done, Route, Token
+from .place import hops_of
+
+if TYPE_CHECKING:
+    from swarmnode.node.library import Generation
+    from swarmnode.node.settings import Settings
+
+    from .voice import Voice
+
+__all__ = ["sampling_of", "tell"]
+
+
+def sampling_of(settings: Settings) -> Sampling:
+    """How tokens are chosen. Raises `BadInput`."""
+    return Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+        stop=settings.stop,
+    )
+
+
+async def tell(generation: Generation, voice: Voice, *, tells_route: bool = True) -> None:
+    """Tell the route, each token as it comes, and the end."""
+    async with generation:
+        route = await generation.open()
+        if tells_route:
+            voice.say(Route(hops=hops_of(route)))
+        # Text may be held back while a character or a stop string is incomplete. So a token without text waits for
+        # the next piece, that the texts of all tokens make up the answer even when the last piece has no token.
+        held: list[int] = []
+        async for piece in generation:
+            held += piece.ids
+            if not piece:
+                continue
+            for token in held[:-1]:
+                voice.say(Token(id=token, text=""))
+            voice.say(Token(id=held[-1] if held else None, text=str(piece)))
+            held.clear()
+        for token in held:
+            voice.say(Token(id=token, text=""))
+        assert generation.finish_reason is not None
+        voice.say(
+            Done(
+                ids=tuple(generation.ids),
+                text=generation.text,
+                finish_reason=generation.finish_reason,
+                ttft_seconds=generation.ttft_seconds,
+                tokens_per_second=generation.tokens_per_second,
+                hop_seconds=generation.hop_seconds,
+                route=hops_of(generation.route or route),
+            )
+        )

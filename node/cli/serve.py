@@ -1,0 +1,50 @@
+"""`swarmnode serve`: hold blocks of a model for the swarm, and say truly when they are ready."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+
+from swarmnode.node.defaults import DEFAULT_LISTEN
+
+from .call import Call
+from .events import Joined, Ready
+from .interrupts import SERVING_GRACE_SECONDS
+from .place import join_command, model_name, open_standing_node
+
+__all__ = ["run"]
+
+
+def run(call: Call) -> None:
+    """Serve until told to leave."""
+    settings = call.settings
+
+    async def stand() -> None:
+        async with open_standing_node(call, listen=DEFAULT_LISTEN) as node, trio.open_nursery() as nursery:
+            serve = partial(
+                node.serve,
+                settings.model,
+                revision=settings.revision,
+                blocks=settings.blocks,
+                dtype=settings.dtype,
+                device=settings.device,
+                cache_tokens=settings.cache_tokens,
+                public_name=settings.public_name or "",
+            )
+            info = await nursery.start(serve)
+            call.voice.say(Joined(peers=len(node.network.connected)))
+            call.voice.say(
+                Ready(
+                    model=model_name(info.model),
+                    blocks=(info.start, info.end),
+                    num_blocks=info.num_blocks,
+                    dtype=info.dtype,
+                    device=info.device,
+                    cache_tokens=info.cache_tokens,
+                )
+            )
+            call.voice.note(f"others use it with: {join_command(node, info.model.name)}")
+            call.voice.note("peers that run blocks can read the text that passes through them; Ctrl-C leaves the swarm")
+
+    call.run(stand, grace_seconds=SERVING_GRACE_SECONDS)
