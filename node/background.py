@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
-__all__ = ["open_background", "race"]
+__all__ = ["open_background", "race", "together"]
 
 
 @asynccontextmanager
@@ -54,3 +55,20 @@ async def race(*tasks: Callable[[], Awaitable[object]]) -> None:
             raise errors[0]
         finally:
             errors.clear()
+
+
+async def together(*tasks: Callable[[], Awaitable[object]]) -> None:
+    """Run all to their ends. The first that raises cancels the others, and what it raised comes as it is."""
+    left = len(tasks)
+    done = trio.Event()
+
+    async def run(task: Callable[[], Awaitable[object]]) -> None:
+        nonlocal left
+        await task()
+        left -= 1
+        if left:
+            await done.wait()
+        done.set()
+
+    if tasks:
+        await race(*(partial(run, task) for task in tasks))

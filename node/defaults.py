@@ -9,6 +9,7 @@ from typing import Final
 
 __all__ = [
     "ATTACH_SECONDS",
+    "CLIENT_SILENT_PINGS",
     "CLOSE_SECONDS",
     "DEFAULT_CACHE_TOKENS",
     "DEFAULT_LISTEN",
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_SESSIONS",
     "MAX_SESSIONS_PER_PEER",
     "MAX_TORCH_JOBS",
+    "MAX_WAITING_ATTACHES",
     "OPEN_SECONDS",
     "OUTBOX_FRAMES",
     "PING_SECONDS",
@@ -64,6 +66,9 @@ SILENT_PINGS: Final = 3
 
 SILENCE_SECONDS: Final = PING_SECONDS * SILENT_PINGS
 
+CLIENT_SILENT_PINGS: Final = 10
+"""The same for a server's patience with a client, which may be a laptop that stutters."""
+
 FIRST_FRAME_SECONDS: Final = 10.0
 """A stream that has not said by then what it wants is dropped."""
 
@@ -72,6 +77,9 @@ OPEN_SECONDS: Final = 15.0
 
 ATTACH_SECONDS: Final = 10.0
 """How long an attach waits for the open that it belongs to: the two come from different peers, in any order."""
+
+MAX_WAITING_ATTACHES: Final = 256
+"""Attaches of one server that may wait for their open at once."""
 
 SESSION_IDLE_SECONDS: Final = 1800.0
 """A session that steps no more for so long gives its cache back, although its client is still there."""

@@ -26,6 +26,7 @@ class MessageStream:
 
     Attributes:
         heard: counts arrivals of bytes; a peer is silent while it does not change.
+        broken: a message is or was left half written: nothing can be written any more.
     """
 
     def __init__(self, stream: Stream, *, max_body_bytes: int = STEP_BODY_BYTES) -> None:
@@ -33,7 +34,7 @@ class MessageStream:
         self._stream = stream
         self._reader = FrameReader(max_body_bytes)
         self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
-        self._broken = False
+        self.broken = False
 
     @property
     def peer(self) -> str:
@@ -71,13 +72,13 @@ class MessageStream:
     async def send(self, message: Message, body: Buffer = b"") -> None:
         """Write a message now. Only while no writer runs. Raises `PeerLost`."""
         head, rest = encode(message, body)
-        self._broken = True  # until all of it is out
+        self.broken = True  # until all of it is out
         if rest.nbytes <= JOIN_BYTES:
             await self._stream.send_all(head + rest)
         else:
             await self._stream.send_all(head)
             await self._stream.send_all(rest)
-        self._broken = False
+        self.broken = False
 
     async def post(self, message: Message, body: Buffer = b"") -> None:
         """Hand a message to the writer, waiting for room. Raises `PeerLost` once nothing can be written any more."""
@@ -109,7 +110,7 @@ class MessageStream:
     async def close(self) -> None:
         """Close the stream politely when no message is half written, else reset it. Never raises."""
         self.finish()
-        if self._broken:
+        if self.broken:
             await self._stream.reset()
         else:
             await self._stream.aclose()

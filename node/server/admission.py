@@ -60,6 +60,10 @@ class Admission:
     def tokens_left(self) -> int:
         return self.cache_tokens - self._promised_tokens
 
+    def knows(self, session: bytes) -> bool:
+        """Whether this session is admitted already."""
+        return session in self._promises
+
     def admit(self, session: bytes, peer: str, tokens: int, now: float) -> Busy | None:
         """Promise `tokens` to a new session of `peer`; or say why not."""
         if len(self._promises) >= self._max_sessions:

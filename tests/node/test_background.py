@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from swarmnode.errors import NoPeers
-from swarmnode.node.background import open_background, race
+from swarmnode.node.background import open_background, race, together
 
 
 async def test_the_blocks_exception_comes_bare_and_the_tasks_are_gone() -> None:
@@ -79,3 +79,28 @@ async def test_a_race_can_be_cancelled() -> None:
         scope.cancel()
         await race(trio.sleep_forever, trio.sleep_forever)
     assert scope.cancelled_caught
+
+
+async def test_together_waits_for_all() -> None:
+    seen: list[int] = []
+
+    async def note(number: int) -> None:
+        for _ in range(number):
+            await trio.lowlevel.checkpoint()
+        seen.append(number)
+
+    await together()
+    await together(lambda: note(3), lambda: note(0), lambda: note(1))
+    assert seen == [0, 1, 3]
+
+
+async def test_together_raises_the_first_error_and_cancels_the_rest() -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise NoPeers("nobody")
+
+    async def at_once() -> None:
+        pass
+
+    with pytest.raises(NoPeers):
+        await together(at_once, fail, trio.sleep_forever)

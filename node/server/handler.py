@@ -1,0 +1,173 @@
+"""Answers the session protocol: decides on each open, brings attaches to their sessions. Knows no torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import trio
+
+from swarmnode.errors import BadRange, ModelMismatch, PeerBusy, PeerLost, PeerRefused, ProtocolViolation, SwarmnodeError
+from swarmnode.node.defaults import (
+    ATTACH_SECONDS,
+    CLOSE_SECONDS,
+    FIRST_FRAME_SECONDS,
+    MAX_IN_FLIGHT_STEPS,
+    MAX_WAITING_ATTACHES,
+)
+from swarmnode.node.network import Network, Stream
+from swarmnode.node.streams import MessageStream
+from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
+from swarmnode.protocols.records import ModelId, ServerState
+from swarmnode.protocols.tensors import DTYPE_BYTES
+
+from .admission import Admission, Busy
+from .engine import Engine
+from .session import ServerSession
+
+__all__ = ["SessionHandler"]
+
+ROWS = 1
+"""Sequences in a session that this version can run."""
+
+_log = logging.getLogger("swarmnode.server")
+
+
+class SessionHandler:
+    """All sessions of one server.
+
+    Attributes:
+        state: only an online server takes sessions.
+    """
+
+    def __init__(self, network: Network, model: ModelId, engine: Engine, admission: Admission) -> None:
+        self.state: ServerState = "joining"
+        self._network = network
+        self._model = model
+        self._engine = engine
+        self._admission = admission
+        self._sessions: dict[bytes, ServerSession] = {}
+        self._changed = trio.Event()
+        self._waiting_attaches = 0
+
+    @property
+    def sessions(self) -> int:
+        """How many are open now."""
+        return len(self._sessions)
+
+    async def __call__(self, stream: Stream) -> None:
+        """Answer one stream of the session protocol."""
+        messages = MessageStream(stream)
+        with trio.move_on_after(FIRST_FRAME_SECONDS) as waiting:
+            received = await messages.receive()
+        if waiting.cancelled_caught:
+            raise PeerLost(f"Peer {stream.peer} opened a stream and said nothing.", peer=stream.peer)
+        match received:
+            case None:
+                return
+            case (Open() as asked, _):
+                await self._serve_client(messages, asked)
+            case (Attach() as asked, _):
+                await self._serve_predecessor(messages, asked)
+            case (other, _):
+                raise ProtocolViolation(f"Peer {stream.peer} began with {other.type}.", peer=stream.peer)
+
+    async def leave(self) -> None:
+        """Take no more sessions and end those there are, telling their clients."""
+        self.state = "draining"
+        for session in self._sessions.values():
+            session.end(PeerLost("This server is leaving.", hint="Ask again: another server may take over."))
+        with trio.move_on_after(CLOSE_SECONDS):
+            while self._sessions:
+                await self._changed.wait()
+
+    async def _serve_client(self, messages: MessageStream, asked: Open) -> None:
+        try:
+            self._check(asked)
+        except SwarmnodeError as error:
+            await self._refuse(messages, error)
+            return
+        busy = self._admission.admit(asked.session, messages.peer, asked.max_tokens, time.monotonic())
+        if busy is not None:
+            await self._refuse(messages, PeerBusy(busy.reason, hint="Try again later, or another server."), busy)
+            return
+        try:
+            held = await self._engine.open(asked.start, asked.end)
+            session = ServerSession(
+                asked, messages, network=self._network, engine=self._engine, admission=self._admission, held=held
+            )
+            self._sessions[asked.session] = session
+            self._tell()
+            _log.debug("session of %s opened on blocks %d:%d", messages.peer, asked.start, asked.end)
+            opened = Opened(
+                asked.session, self._admission.tokens_left, self._engine.max_step_tokens, MAX_IN_FLIGHT_STEPS
+            )
+            messages.post_soon(opened)
+            await session.run()
+        finally:
+            self._sessions.pop(asked.session, None)
+            self._admission.release(asked.session, time.monotonic())
+            self._tell()
+
+    def _check(self, asked: Open) -> None:
+        """Raise the reason why this open can never be served, or not now."""
+        span = (asked.start, asked.end)
+        if asked.model != self._model:
+            ours, theirs = _shown(self._model, asked.model), _shown(asked.model, self._model)
+            raise ModelMismatch(f"This server holds {ours}, not {theirs}.", hint="Use the same revision on both sides.")
+        if self.state != "online":
+            doing = "is still loading its blocks" if self.state == "joining" else "is leaving"
+            raise PeerBusy(f"This server {doing}.", hint="Try again later, or another server.")
+        if not self._engine.start <= asked.start < asked.end <= self._engine.end:
+            raise BadRange(
+                f"This server holds blocks {self._engine.start}:{self._engine.end}, not {asked.start}:{asked.end}.",
+                span=span,
+            )
+        if asked.end < self._engine.num_blocks and asked.successor is None:
+            raise PeerRefused(f"Blocks {asked.start}:{asked.end} are not the last and have no successor.", span=span)
+        if asked.dtype not in DTYPE_BYTES:
+            raise PeerRefused(f"Hidden states cannot be sent here as {asked.dtype}.", hint="Use float32.")
+        if asked.rows != ROWS:
+            raise PeerRefused(f"This server runs {ROWS} row in a session, not {asked.rows}.")
+        if self._admission.knows(asked.session):
+            raise PeerRefused("This session is open already.")
+
+    async def _refuse(self, messages: MessageStream, error: SwarmnodeError, busy: Busy | None = None) -> None:
+        _log.info("an open by %s is refused: %s", messages.peer, error.message)
+        later = busy.retry_after_seconds if busy is not None else None
+        await messages.send(Refused(error.code, error.message, error.hint, later))
+
+    async def _serve_predecessor(self, messages: MessageStream, asked: Attach) -> None:
+        session = None
+        if self._waiting_attaches < MAX_WAITING_ATTACHES:
+            self._waiting_attaches += 1
+            try:
+                with trio.move_on_after(ATTACH_SECONDS):
+                    session = await self._wait_for(asked.session)
+            finally:
+                self._waiting_attaches -= 1
+        # One answer for both, so that nobody learns by asking which sessions there are.
+        if session is None or session.asked.predecessor != messages.peer:
+            await self._refuse(messages, PeerRefused("No session here expects you."))
+            return
+        await messages.send(Attached())
+        await session.follow(messages)
+
+    def _tell(self) -> None:
+        """Wake whoever waits for a session to come or go."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _wait_for(self, session: bytes) -> ServerSession:
+        while session not in self._sessions:
+            await self._changed.wait()
+        return self._sessions[session]
+
+
+def _shown(model: ModelId, other: ModelId) -> str:
+    """A model for people, with just so much of it as tells it from the other."""
+    if model.name != other.name:
+        return model.name
+    if model.revision != other.revision:
+        return f"{model.name} at revision {model.revision[:12]}"
+    return f"{model.name} with weights {model.digest.hex()[:12]}"
