@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +38,13 @@ class Call:
             with trio.CancelScope() as scope, self.interrupts.cancels(scope, grace_seconds=grace_seconds):
                 await work()
 
-        trio.run(cancellable)
+        try:
+            trio.run(cancellable)
+        except Exception as error:
+            if self.interrupts.signal_number is None:
+                raise
+            # What breaks while everything is being taken down is no news to who asked for that.
+            logging.getLogger(__name__).debug("on the way out", exc_info=error)
         if self.interrupts.signal_number is not None:
             raise Interrupted
 
