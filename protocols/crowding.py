@@ -29,9 +29,9 @@ class Covering:
 def spared(present: Sequence[Covering], newcomer: Covering) -> int | None:
     """The index in `present` (in order of arrival) of the record to give way, or None when the newcomer has to.
 
-    A record is as thinly covered as the block of its span that the fewest records hold. The best covered one goes, the
-    latest to come among equals, if it is so much better covered than the newcomer that at least two others hold each of
-    its blocks.
+    A record is as thinly covered as the block of its span that the fewest records hold, the newcomer counted. The best
+    covered one goes, the latest to come among equals, if it is so much better covered than the newcomer that at least
+    two records still hold each of its blocks afterwards.
     """
     coverage = _coverage([*present, newcomer])
     thinnest = [min(coverage[record.weights][record.start : record.end]) for record in present]

@@ -60,5 +60,5 @@ MAX_CACHE_TOKENS = 2**40
 MAX_RECORDS_PER_KEY = 128  # four servers for every block of a 32-block model, and more lie under bucket keys
 MAX_RECORDS_PER_MESSAGE = MAX_RECORDS_PER_KEY
 MAX_DIRECTORY_BODY_BYTES = MAX_RECORDS_PER_MESSAGE * MAX_RECORD_BYTES
-MAX_ANNOUNCED_RECORDS = 32  # so that the verdicts on them fit one header
-MAX_VERDICT_CHARS = 160
+MAX_ANNOUNCED_RECORDS = 32  # so many verdicts fit one header, even in a script of four bytes to a character
+MAX_VERDICT_CHARS = 80

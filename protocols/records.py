@@ -75,12 +75,15 @@ def sign_record(record: ServerRecord, sign: Callable[[bytes], bytes]) -> bytes:
     Raises:
         BadInput: a value is outside what peers accept, for instance the public name; or the key is another's.
     """
-    payload = pack(_to_map(record))
+    try:
+        payload = pack(_to_map(record))
+    except UnicodeEncodeError:  # an argument with bytes that are not UTF-8
+        raise BadInput("This server's record holds text that cannot be written as UTF-8.") from None
     data = sign(SIGNED_DOMAIN + payload) + payload
     try:
         open_record(data)
     except ProtocolViolation as violation:
-        raise BadInput(f"No peer would accept this server's record: {violation.message}") from None
+        raise BadInput(f"No peer would accept this server's record. {violation.message}") from None
     return data
 
 

@@ -52,6 +52,9 @@ def unpack_map(data: Buffer, what: str) -> dict[str, object]:
     return value
 
 
+_PLAIN = frozenset({str, bytes, bool, type(None)})
+
+
 def _map_without_duplicates(pairs: list[tuple[object, object]]) -> dict[object, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
@@ -65,7 +68,7 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 def _check(value: object, what: str, depth: int) -> None:
     """Refuse what msgpack can say and we do not: deep nests, keys that are not text, huge integers, NaN."""
-    if isinstance(value, str | bytes | bool) or value is None:
+    if type(value) in _PLAIN:
         return
     if isinstance(value, int):
         if not limits.MIN_INT <= value <= limits.MAX_INT:

@@ -1,0 +1,217 @@
+"""What peers may say: keys, records and messages for tests, made by hand and by hypothesis."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+from nacl.signing import SigningKey
+
+from swarmnode.protocols import limits
+from swarmnode.protocols.frames import Frame, FrameReader
+from swarmnode.protocols.ids import SPOKEN, ModelId
+from swarmnode.protocols.messages import (
+    Attach,
+    Attached,
+    Break,
+    Close,
+    HopTrace,
+    Message,
+    Open,
+    Opened,
+    Output,
+    Ping,
+    Pong,
+    Refused,
+    Step,
+    Successor,
+)
+from swarmnode.protocols.peers import peer_from_public_key
+from swarmnode.protocols.records import ServerRecord, sign_record
+from swarmnode.protocols.tensors import DTYPE_BYTES, TensorHeader
+from swarmnode.protocols.wire import clean_text
+
+MODEL = ModelId("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac", bytes(range(32)))
+
+
+def server_key(number: int) -> SigningKey:
+    return SigningKey(number.to_bytes(32, "big"))
+
+
+def peer_of(key: SigningKey) -> str:
+    return peer_from_public_key(bytes(key.verify_key))
+
+
+def server_record(number: int = 1, **changes: object) -> ServerRecord:
+    """The record of server `number`, a plausible one but for `changes`."""
+    plain = ServerRecord(
+        peer=peer_of(server_key(number)),
+        sequence=1_000,
+        lifetime_seconds=45.0,
+        model=MODEL,
+        num_blocks=30,
+        start=10,
+        end=20,
+        dtype="float32",
+        quantisation="none",
+        state="online",
+        cache_tokens_left=65_536,
+        decode_tokens_per_second=21.5,
+        prefill_tokens_per_second=310.0,
+        addrs=("/ip4/192.0.2.7/tcp/4001",),
+        protocols=SPOKEN,
+        public_name="ada's machine",
+    )
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def signed(record: ServerRecord, number: int = 1) -> bytes:
+    key = server_key(number)
+    return sign_record(record, lambda data: key.sign(data).signature)
+
+
+def signed_server(number: int = 1, **changes: object) -> bytes:
+    return signed(server_record(number, **changes), number)
+
+
+def whole(buffers: Iterable[bytes | memoryview]) -> bytes:
+    return b"".join(bytes(buffer) for buffer in buffers)
+
+
+def only_frame(data: bytes) -> Frame:
+    """The one frame that these bytes are."""
+    reader = FrameReader()
+    reader.feed(data)
+    frame = reader.next_frame()
+    assert frame is not None
+    assert not reader.in_frame
+    return frame
+
+
+# By hypothesis
+
+printable = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1)
+words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1, max_size=limits.MAX_WORD_CHARS)
+session_ids = st.binary(min_size=limits.SESSION_ID_BYTES, max_size=limits.SESSION_ID_BYTES)
+peers = st.integers(0, 50).map(lambda number: peer_of(server_key(number)))
+addrs = st.lists(st.sampled_from(["/ip4/127.0.0.1/tcp/4001", "/ip6/::1/tcp/1", "/dns/a.example/tcp/65535"]), max_size=4)
+models = st.builds(
+    ModelId,
+    name=printable.map(lambda name: name[: limits.MAX_NAME_CHARS]),
+    revision=words,
+    digest=st.binary(min_size=limits.DIGEST_BYTES, max_size=limits.DIGEST_BYTES),
+)
+prose = st.text().map(lambda text: clean_text(text, limits.MAX_REASON_CHARS))
+step_numbers = st.integers(0, limits.MAX_STEP_NUMBER)
+nonces = st.integers(0, limits.MAX_INT)
+
+
+@st.composite
+def spans(draw: st.DrawFn, num_blocks: int = limits.MAX_BLOCKS) -> tuple[int, int]:
+    start = draw(st.integers(0, num_blocks - 1))
+    return start, draw(st.integers(start + 1, num_blocks))
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> tuple[HopTrace, ...]:
+    microseconds = st.integers(0, limits.MAX_TRACE_MICROSECONDS)
+    hops = draw(st.lists(st.tuples(spans(), microseconds, microseconds), max_size=4))
+    return tuple(HopTrace(start, end, queue, compute) for (start, end), queue, compute in hops)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, least_tokens: int) -> TensorHeader:
+    shape = draw(st.integers(1, 3)), draw(st.integers(least_tokens, 5)), draw(st.integers(1, 40))
+    return TensorHeader(draw(st.sampled_from(sorted(DTYPE_BYTES))), shape)
+
+
+@st.composite
+def opens(draw: st.DrawFn) -> Open:
+    start, end = draw(spans())
+    codecs = [0, *draw(st.lists(st.integers(1, limits.MAX_CODEC_ID), max_size=3))]
+    successors = st.builds(Successor, peer=peers, addrs=addrs.map(tuple), session=session_ids)
+    return Open(
+        session=draw(session_ids),
+        model=draw(models),
+        start=start,
+        end=end,
+        dtype=draw(words),
+        codecs=tuple(draw(st.permutations(codecs))),
+        rows=draw(st.integers(1, limits.MAX_ROWS)),
+        max_tokens=draw(st.integers(1, limits.MAX_CONTEXT_TOKENS)),
+        predecessor=draw(st.none() | peers),
+        successor=draw(st.none() | successors),
+    )
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    tensor = draw(tensors(1))
+    return Step(
+        step=draw(step_numbers),
+        position=draw(st.integers(0, limits.MAX_CONTEXT_TOKENS - tensor.tokens)),
+        keep=draw(st.integers(0, tensor.tokens)),
+        tensor=tensor,
+        trace=draw(traces()),
+    )
+
+
+@st.composite
+def outputs(draw: st.DrawFn) -> Output:
+    tensor = draw(tensors(0))
+    return Output(
+        step=draw(step_numbers),
+        position=draw(st.integers(0, limits.MAX_CONTEXT_TOKENS - tensor.tokens)),
+        next_block=draw(st.integers(1, limits.MAX_BLOCKS)),
+        tensor=tensor,
+        trace=draw(traces()),
+    )
+
+
+messages: st.SearchStrategy[Message] = st.one_of(
+    opens(),
+    st.builds(
+        Opened,
+        session=session_ids,
+        cache_tokens_left=st.integers(0, limits.MAX_CACHE_TOKENS),
+        max_step_tokens=st.integers(1, limits.MAX_STEP_TOKENS),
+        max_in_flight=st.integers(1, limits.MAX_IN_FLIGHT),
+    ),
+    st.builds(Attach, session=session_ids),
+    st.just(Attached()),
+    steps(),
+    outputs(),
+    st.builds(
+        Refused,
+        code=words,
+        message=prose,
+        hint=prose,
+        retry_after_seconds=st.none() | st.floats(0, limits.MAX_RETRY_SECONDS),
+    ),
+    st.builds(Break, code=words, message=prose, hint=prose, step=st.none() | step_numbers, peer=st.none() | peers),
+    st.just(Close()),
+    st.builds(Ping, nonce=nonces),
+    st.builds(Pong, nonce=nonces),
+)
+
+
+def body_for(message: Message) -> bytes:
+    """Bytes of the length that the message's tensor has."""
+    length = message.tensor.body_bytes if isinstance(message, Step | Output) else 0
+    return bytes(index % 251 for index in range(length))
+
+
+anything: st.SearchStrategy[object] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.sampled_from([-1, 0, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1])
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["\x1b[2J", "\u202eevil", "a" * 3_000, "float32", "\x00"])
+    | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=5),
+    max_leaves=12,
+)
+"""Any value msgpack can carry, the nasty ones often."""
