@@ -63,6 +63,11 @@ class Flag:
     def takes_many(self) -> bool:
         return self.kind in ("words", "texts")
 
+    @property
+    def shown_default(self) -> str:
+        """The default for people; empty where there is none to speak of."""
+        return "" if self.default is None or self.default is False or self.default == () else str(self.default)
+
     def read_text(self, given: str, origin: str) -> Value:
         """The value of a flag or an environment variable. Raises `BadInput` naming `origin`."""
         if self.kind == "switch":

@@ -73,7 +73,7 @@ def _add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag], command: 
 
 
 def _help(flag: Flag) -> str:
-    default = "" if flag.default in (None, False, ()) else f"; default: {flag.default}"
+    default = f"; default: {flag.shown_default}" if flag.shown_default else ""
     return f"{flag.help}{default}".replace("%", "%%")
 
 
