@@ -142,15 +142,14 @@ class RecordStore:
                     raise _DeclinedError("Another record with this sequence number is known.", newest.sequence)
                 expires = min(expires, newest.expires)
         if expires <= now:
-            raise _DeclinedError("The record has expired.", newest.sequence if newest else None)
+            in_the_way = newest is not None and newest.sequence >= record.sequence
+            raise _DeclinedError("The record has expired.", record.sequence if in_the_way else None)
         return _Kept(server, record, data, expires, self._distance(key))
 
     def _newest(self, server: _Server, now: float) -> _Tombstone | None:
         """What is known of a server's newest record, alive or not."""
         kept = self._kept.get(server)
-        if kept is not None:
-            return _tombstone(kept, now)
-        tombstone = self._tombstones.get(server)
+        tombstone = self._tombstones.get(server) if kept is None else _tombstone(kept)
         return tombstone if tombstone is not None and tombstone.forget > now else None
 
     def _place(self, key: bytes, new: _Kept, now: float) -> None:
@@ -166,7 +165,7 @@ class RecordStore:
             self._make_room(key, new, now)
         except _DeclinedError:
             if kept is not None and not kept.keys:
-                self._bury(kept, now)
+                self._bury(kept)
             raise
         if kept is None:
             kept = new
@@ -188,11 +187,11 @@ class RecordStore:
                 farthest, server = self._by_distance[-1]
                 if new.distance >= farthest:
                     raise _DeclinedError("The store is full of records that lie nearer.")
-                self._bury(self._kept[server], now)
+                self._bury(self._kept[server])
         if loser is not None and key in loser.keys:
             self._remove_from(key, loser)
             if not loser.keys:
-                self._bury(loser, now)
+                self._bury(loser)
 
     def _loser_under(self, key: bytes, new: ServerRecord) -> _Kept | None:
         """Who must leave the key for the newcomer; None when there is a place free."""
@@ -235,9 +234,9 @@ class RecordStore:
 
     def _bury_expired(self, among: dict[_Server, _Kept], now: float) -> None:
         for kept in [kept for kept in among.values() if kept.expires <= now]:
-            self._bury(kept, now)
+            self._bury(kept)
 
-    def _bury(self, kept: _Kept, now: float) -> None:
+    def _bury(self, kept: _Kept) -> None:
         """Forget a record but not its sequence."""
         for key in list(kept.keys):
             self._remove_from(key, kept)
@@ -247,13 +246,13 @@ class RecordStore:
         self._of_peer[peer] -= 1
         if not self._of_peer[peer]:
             del self._of_peer[peer]
-        self._tombstones[kept.server] = _tombstone(kept, now)
+        self._tombstones[kept.server] = _tombstone(kept)
         if len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
 
 
-def _tombstone(kept: _Kept, now: float) -> _Tombstone:
-    return _Tombstone(kept.record.sequence, kept.expires, now + TOMBSTONE_SECONDS)
+def _tombstone(kept: _Kept) -> _Tombstone:
+    return _Tombstone(kept.record.sequence, kept.expires, kept.expires + TOMBSTONE_SECONDS)
 
 
 def _covering(record: ServerRecord) -> Covering:
