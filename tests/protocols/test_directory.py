@@ -6,18 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.said import only_frame, prose, signed_server, whole
+from support.said import directory_messages, only_frame, signed_server, whole
 from swarmnode.errors import ProtocolViolation
 from swarmnode.protocols import limits
 from swarmnode.protocols.directory import (
-    Announce,
     Announced,
     DirectoryMessage,
     Find,
     Found,
-    GetInfo,
     Info,
-    Refused,
     Verdict,
     encode,
     parse,
@@ -25,27 +22,9 @@ from swarmnode.protocols.directory import (
 from swarmnode.protocols.frames import encode_frame
 
 KEY = bytes(range(32))
-ages = st.integers(0, 60_000).map(lambda milliseconds: milliseconds / 1000)
-aged_records = st.tuples(st.binary(max_size=100), ages)
-verdicts = st.builds(
-    Verdict,
-    stored=st.booleans(),
-    reason=prose.map(lambda reason: reason[: limits.MAX_VERDICT_CHARS].strip()),
-    newest_sequence=st.none() | st.integers(0, limits.MAX_SEQUENCE),
-    crowded=st.booleans(),
-)
-messages: st.SearchStrategy[DirectoryMessage] = st.one_of(
-    st.builds(Announce, key=st.just(KEY), records=st.lists(aged_records, max_size=32).map(tuple)),
-    st.builds(Announced, verdicts=st.lists(verdicts, max_size=32).map(tuple)),
-    st.builds(Find, key=st.just(KEY)),
-    st.builds(Found, records=st.lists(aged_records, max_size=128).map(tuple), crowded=st.booleans()),
-    st.just(GetInfo()),
-    st.builds(Info, record=st.none() | st.binary(min_size=1, max_size=500)),
-    st.builds(Refused, code=st.just("peer-busy"), message=prose),
-)
 
 
-@given(messages)
+@given(directory_messages)
 def test_round_trip(message: DirectoryMessage) -> None:
     assert parse(only_frame(whole(encode(message)))) == message
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
 from swarmnode.protocols import limits
+from swarmnode.protocols.directory import Announce, Announced, DirectoryMessage, Find, Found, GetInfo, Info, Verdict
 from swarmnode.protocols.frames import Frame, FrameReader
 from swarmnode.protocols.ids import SPOKEN, ModelId
 from swarmnode.protocols.messages import (
@@ -32,6 +33,7 @@ from swarmnode.protocols.records import ServerRecord, sign_record
 from swarmnode.protocols.tensors import DTYPE_BYTES, TensorHeader
 from swarmnode.protocols.wire import clean_text
 
+SOME_KEY = bytes(range(32))
 MODEL = ModelId("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac", bytes(range(32)))
 
 
@@ -200,6 +202,26 @@ def body_for(message: Message) -> bytes:
     """Bytes of the length that the message's tensor has."""
     length = message.tensor.body_bytes if isinstance(message, Step | Output) else 0
     return bytes(index % 251 for index in range(length))
+
+
+ages = st.integers(0, 60_000).map(lambda milliseconds: milliseconds / 1000)
+aged_records = st.tuples(st.binary(max_size=100), ages)
+verdicts = st.builds(
+    Verdict,
+    stored=st.booleans(),
+    reason=prose.map(lambda reason: reason[: limits.MAX_VERDICT_CHARS].strip()),
+    newest_sequence=st.none() | st.integers(0, limits.MAX_SEQUENCE),
+    crowded=st.booleans(),
+)
+directory_messages: st.SearchStrategy[DirectoryMessage] = st.one_of(
+    st.builds(Announce, key=st.just(SOME_KEY), records=st.lists(aged_records, max_size=32).map(tuple)),
+    st.builds(Announced, verdicts=st.lists(verdicts, max_size=32).map(tuple)),
+    st.builds(Find, key=st.just(SOME_KEY)),
+    st.builds(Found, records=st.lists(aged_records, max_size=128).map(tuple), crowded=st.booleans()),
+    st.just(GetInfo()),
+    st.builds(Info, record=st.none() | st.binary(min_size=1, max_size=500)),
+    st.builds(Refused, code=st.just("peer-busy"), message=prose),
+)
 
 
 anything: st.SearchStrategy[object] = st.recursive(
