@@ -38,19 +38,9 @@ async def tell(generation: Generation, voice: Voice, *, tells_route: bool = True
         route = await generation.open()
         if tells_route:
             voice.say(Route(hops=hops_of(route)))
-        # Text may be held back while a character or a stop string is incomplete. So a token without text waits for
-        # the next piece, that the texts of all tokens make up the answer even when the last piece has no token.
-        held: list[int] = []
         async for piece in generation:
-            held += piece.ids
-            if not piece:
-                continue
-            for token in held[:-1]:
-                voice.say(Token(id=token, text=""))
-            voice.say(Token(id=held[-1] if held else None, text=str(piece)))
-            held.clear()
-        for token in held:
-            voice.say(Token(id=token, text=""))
+            for token in piece.ids:
+                voice.say(Token(id=token, text=str(piece)))
         assert generation.finish_reason is not None
         voice.say(
             Done(
@@ -58,8 +48,8 @@ async def tell(generation: Generation, voice: Voice, *, tells_route: bool = True
                 text=generation.text,
                 finish_reason=generation.finish_reason,
                 ttft_seconds=generation.ttft_seconds,
-                tokens_per_second=generation.tokens_per_second,
-                hop_seconds=generation.hop_seconds,
+                tokens_per_second=generation.tokens_per_second or None,
+                hop_seconds=generation.hop_seconds or None,
                 route=hops_of(generation.route or route),
             )
         )

@@ -149,10 +149,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token. The `text`s joined are the answer. `id` is null where text held back before comes at the end."""
+    """One token. The `text`s joined are the answer; one may be empty while a character is incomplete."""
 
     event: ClassVar[str] = "token"
-    id: int | None
+    id: int
     text: str
 
 
@@ -160,14 +160,14 @@ class Token:
 class Done:
     """The answer is complete. `hop_seconds` is what a hop of a decode step takes beyond its server's computing.
 
-    The three measures are null when there were too few tokens to measure.
+    The rates are null where one token alone has none.
     """
 
     event: ClassVar[str] = "done"
     ids: tuple[int, ...]
     text: str
     finish_reason: str
-    ttft_seconds: float | None
+    ttft_seconds: float
     tokens_per_second: float | None
     hop_seconds: float | None
     route: tuple[Hop, ...]

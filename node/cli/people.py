@@ -117,9 +117,7 @@ def _path(hops: tuple[Hop, ...]) -> str:
 
 
 def _summary(done: Done) -> str:
-    parts = [f"{len(done.ids)} token{'' if len(done.ids) == 1 else 's'}"]
-    if done.ttft_seconds is not None:
-        parts.append(f"{done.ttft_seconds:.2f} s to the first")
+    parts = [f"{len(done.ids)} token{'' if len(done.ids) == 1 else 's'}", f"{done.ttft_seconds:.2f} s to the first"]
     if done.tokens_per_second is not None:
         parts.append(f"{done.tokens_per_second:.1f} tokens/s")
     if done.hop_seconds is not None:

@@ -15,7 +15,7 @@ from typing import Final
 __all__ = ["tie_to"]
 
 _PR_SET_PDEATHSIG: Final = 1
-_ORPHAN_EXIT: Final = 1
+ORPHAN_EXIT: Final = 1
 
 
 def tie_to(parent_pid: int) -> None:
@@ -27,13 +27,13 @@ def tie_to(parent_pid: int) -> None:
     threading.Thread(target=_end_with_input, name="swarmnode-tied", daemon=True).start()
     # The parent may have ended before the lines above.
     if os.getppid() != parent_pid:
-        os._exit(_ORPHAN_EXIT)
+        os._exit(ORPHAN_EXIT)
 
 
 def _end_with_input() -> None:
     while os.read(0, 1):
         pass
-    os._exit(_ORPHAN_EXIT)
+    os._exit(ORPHAN_EXIT)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""What goes wrong is said in one sentence with what to do next: each case with its code, exit code and message."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.programs import swarm
+from support.tiny_folder import BLOCKS, CONTEXT_TOKENS
+from swarmnode.node.identity import create_identity
+
+Events = list[dict[str, Any]]
+Told = Callable[..., tuple[int, Events]]
+
+LOOPBACK = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns")
+
+
+def closed_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def nobody() -> str:
+    return f"/ip4/127.0.0.1/tcp/{closed_port()}/p2p/{create_identity().peer}"
+
+
+def check(found: tuple[int, Events], code: str, exit_code: int, *words: str) -> None:
+    """The command failed in this way, and its sentence holds these words."""
+    returned, events = found
+    error = events[-1]
+    assert (error["event"], error["code"], returned) == ("error", code, exit_code), error
+    for word in words:
+        assert word in error["message"] + " " + error["hint"], error
+    assert error["message"].endswith((".", "…"))
+    assert error["hint"]
+    assert "\n" not in error["message"]
+
+
+@pytest.fixture(scope="module")
+def gapped(tiny_model: Path) -> Iterator[str]:
+    """The address of a swarm that serves blocks 0:1 and 3:4 of the tiny model."""
+    with ExitStack() as stack:
+        home = stack.enter_context(pytest.MonkeyPatch.context())
+        home.setenv("XDG_STATE_HOME", str(tiny_model.parent / "state"))
+        address, _ = stack.enter_context(swarm(str(tiny_model), [(0, 1), (3, 4)]))
+        yield address
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path) -> Iterator[str]:
+    """The address of a swarm that serves the tiny model."""
+    with ExitStack() as stack:
+        home = stack.enter_context(pytest.MonkeyPatch.context())
+        home.setenv("XDG_STATE_HOME", str(tiny_model.parent / "state"))
+        address, _ = stack.enter_context(swarm(str(tiny_model), [(0, 4)]))
+        yield address
+
+
+@pytest.mark.parametrize("command", [("generate", "--prompt", "x"), ("status",), ("serve",), ("bootstrap",), ("chat",)])
+def test_no_peer_reachable(told: Told, command: tuple[str, ...]) -> None:
+    address = nobody()
+    listen = LOOPBACK if command[0] in ("serve", "bootstrap") else ()
+    check(told(*command, *listen, "--join", address), "no-peers", 4, address)
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/99999/p2p/12D3KooX", "127.0.0.1:4737"]
+)
+def test_an_address_that_is_none(told: Told, address: str) -> None:
+    check(told("status", "--join", address), "bad-input", 2, address)
+
+
+def test_an_address_to_listen_on_that_is_none(told: Told) -> None:
+    check(told("bootstrap", "--listen", "4737", "--no-mdns"), "bad-input", 2, "4737")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [("2:5", ["2:5", "0:4"]), ("9:10", ["9:10", "0:4"]), ("2:2", ["2:2", "empty", "0:4"]), ("x:y", ["x:y", "0:4"])],
+)
+def test_blocks_that_the_model_does_not_have(told: Told, tiny_model: Path, blocks: str, words: list[str]) -> None:
+    check(told("serve", str(tiny_model), "--blocks", blocks, *LOOPBACK), "bad-range", 2, *words)
+
+
+def test_blocks_that_the_bundled_model_does_not_have(told: Told) -> None:
+    check(told("serve", "--blocks", "20:40", *LOOPBACK), "bad-range", 2, "20:40", "0:30")
+
+
+@pytest.mark.slow
+def test_blocks_that_nobody_serves(told: Told, gapped: str) -> None:
+    check(told("generate", "--prompt", "x", "--join", gapped), "blocks-missing", 4, "1:3")
+
+
+def test_a_model_that_does_not_exist(told: Told, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    check(told("serve", missing, *LOOPBACK), "model-not-found", 2, missing)
+
+
+@pytest.mark.slow
+def test_a_model_that_the_swarm_does_not_serve(told: Told, whole: str) -> None:
+    found = told("generate", "--model", "SmolLM2-135M-Instruct", "--prompt", "x", "--join", whole)
+    check(found, "blocks-missing", 4, "SmolLM2-135M-Instruct")
+
+
+@pytest.mark.slow
+def test_other_weights_under_the_same_name(told: Told, whole: str, other_tiny_model: Path) -> None:
+    found = told("generate", "--model", str(other_tiny_model), "--prompt", "x", "--join", whole)
+    check(found, "model-mismatch", 4, "tiny-llama")
+
+
+@pytest.mark.slow
+def test_a_prompt_longer_than_the_context(told: Told, whole: str, tiny_model: Path) -> None:
+    prompt = "x" * (CONTEXT_TOKENS + 1)
+    found = told("generate", "--model", str(tiny_model), "--prompt", prompt, "--join", whole)
+    check(found, "prompt-too-long", 2, str(CONTEXT_TOKENS), str(len(prompt)))
+
+
+@pytest.mark.slow
+def test_a_swarm_without_servers(told: Told, tiny_model: Path) -> None:
+    with swarm(None, []) as (address, _):
+        found = told("generate", "--model", str(tiny_model), "--prompt", "x", "--join", address)
+        check(found, "blocks-missing", 4, f"0:{BLOCKS}")
+
+
+def test_a_port_in_use(told: Told) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = told("bootstrap", "--listen", f"/ip4/127.0.0.1/tcp/{port}", "--no-mdns")
+        check(found, "port-in-use", 3, str(port), "--listen")
+
+
+def test_a_key_that_others_can_read(told: Told, tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    key.write_bytes(b"x" * 68)
+    key.chmod(0o644)
+    check(told("bootstrap", *LOOPBACK, "--identity", str(key)), "bad-identity", 3, str(key), "chmod 600")
+
+
+def test_a_key_that_is_none(told: Told, tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    key.write_bytes(b"x" * 68)
+    key.chmod(0o600)
+    check(told("bootstrap", *LOOPBACK, "--identity", str(key)), "bad-identity", 3, str(key))
+
+
+def test_a_key_that_is_a_folder(told: Told, tmp_path: Path) -> None:
+    check(told("bootstrap", *LOOPBACK, "--identity", str(tmp_path)), "bad-identity", 3, str(tmp_path), "directory")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_key_that_we_may_not_read(told: Told, tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    key.write_bytes(b"x" * 68)
+    key.chmod(stat.S_IWUSR)
+    check(told("bootstrap", *LOOPBACK, "--identity", str(key)), "bad-identity", 3, str(key), "ermission denied")
+
+
+def test_weights_that_are_cut_short(told: Told, tiny_model: Path, tmp_path: Path) -> None:
+    for file in tiny_model.iterdir():
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
+    check(told("serve", str(tmp_path), *LOOPBACK), "checkpoint-broken", 3, "model.safetensors")
