@@ -16,10 +16,10 @@ import torch
 from gguf import GGMLQuantizationType, dequantize
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.integrations.gguf import GGUF_ARCHS, GgufHeader, load_gguf_state_dict, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import (
@@ -123,7 +123,7 @@ def _write_weights(
     progress: Progress | None,
 ) -> None:
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=settings)
-    name_of: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    name_of: dict[str, str] = get_gguf_hf_weights_map(_Outline(model, depth=1), processor)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     present = {name_of[tensor.name] for tensor in header.tensors if tensor.name in name_of}
     present |= {name_of[key] for tensor in header.tensors if (key := tensor.name.removesuffix(".weight")) in name_of}
@@ -147,6 +147,26 @@ def _write_weights(
             done += size
             if progress is not None:
                 progress(ProgressEvent("convert", Path(header.path).name, done, total, "bytes"))
+
+
+class _Outline:
+    """A model as transformers' search for tensor names sees it, without its deeper modules.
+
+    That search looks into every module and builds a table of thousands of names each time, but only the model itself
+    and its children (Bloom's `transformer`) have names that GGUF knows.
+    """
+
+    def __init__(self, module: torch.nn.Module, depth: int) -> None:
+        self.config = getattr(module, "config", None)
+        self.state_dict = module.state_dict
+        self._module = module
+        self._depth = depth
+
+    def named_children(self) -> list[tuple[str, _Outline]]:
+        """The modules to look into besides."""
+        if self._depth == 0:
+            return []
+        return [(name, _Outline(child, self._depth - 1)) for name, child in self._module.named_children()]
 
 
 def _tensors(
@@ -181,7 +201,8 @@ def _write_config(config: PretrainedConfig, model: PreTrainedModel, folder: Path
 
 
 def _write_tokenizer(path: Path, config: PretrainedConfig, folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    # Not AutoTokenizer, which would read the whole GGUF again only to choose a class.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
     context = getattr(config, "max_position_embeddings", None)
     if context is not None:
         tokenizer.model_max_length = context
