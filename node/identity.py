@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import base58
 from nacl.signing import SigningKey
 
 from swarmnode.errors import BadIdentity
+from swarmnode.protocols.peers import peer_from_public_key
 
 __all__ = [
     "Identity",
@@ -24,15 +24,11 @@ __all__ = [
     "create_identity",
     "identity_from_seed",
     "load_identity",
-    "peer_from_public_key",
-    "peer_id_bytes",
     "state_folder",
 ]
 
 # protobuf of libp2p's crypto.proto: field 1 (key type) = 1 (Ed25519), field 2 (data) = this many bytes.
 _PRIVATE_PREFIX = bytes([0x08, 0x01, 0x12, 64])
-_PUBLIC_PREFIX = bytes([0x08, 0x01, 0x12, 32])
-_IDENTITY_MULTIHASH = bytes([0x00, len(_PUBLIC_PREFIX) + 32])
 _FILE_BYTES = len(_PRIVATE_PREFIX) + 64
 MAX_CLAIMS = 1000
 """How many nodes of one user take their identity from the state folder at the same time."""
@@ -58,16 +54,6 @@ class Identity:
     def sign(self, data: bytes) -> bytes:
         """An Ed25519 signature of `data`, 64 bytes."""
         return SigningKey(self.seed).sign(data).signature
-
-
-def peer_from_public_key(public_key: bytes) -> str:
-    """The peer id, in text form, of a 32-byte Ed25519 public key (libp2p peer-ids spec: an identity multihash)."""
-    return base58.b58encode(_IDENTITY_MULTIHASH + _PUBLIC_PREFIX + public_key).decode("ascii")
-
-
-def peer_id_bytes(peer: str) -> bytes:
-    """The binary form of a peer id, the one Kademlia hashes. Raises `ValueError` when it is not base58."""
-    return base58.b58decode(peer)
 
 
 def identity_from_seed(seed: bytes) -> Identity:

@@ -7,22 +7,29 @@ import heapq
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .identity import peer_id_bytes
+import base58
 
-__all__ = ["closest", "distance", "key_of"]
+__all__ = ["closest", "distance"]
 
 
 @lru_cache(maxsize=65536)
-def key_of(peer: str) -> int:
-    """A peer's place in the key space: the SHA-256 of its binary id. Raises `ValueError` for what is no peer id."""
-    return int.from_bytes(hashlib.sha256(peer_id_bytes(peer)).digest(), "big")
+def _place(data: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest(), "big")
+
+
+@lru_cache(maxsize=65536)
+def _place_of(peer: str) -> int:
+    return _place(base58.b58decode(peer))
 
 
 def distance(key: bytes, peer: str) -> int:
-    """XOR of a 32-byte key and a peer's place (Maymounkov and Mazières, 2002, section 2.1)."""
-    return int.from_bytes(key, "big") ^ key_of(peer)
+    """How far a peer is from a key: XOR of the SHA-256 of the key and of the binary peer id (libp2p specs, kad-dht).
+
+    Raises `ValueError` for what is no peer id.
+    """
+    return _place(key) ^ _place_of(peer)
 
 
 def closest(key: bytes, peers: Iterable[str], count: int) -> list[str]:
-    """The up to `count` peers nearest to a 32-byte key, nearest first."""
+    """The up to `count` peers nearest to a key, nearest first."""
     return heapq.nsmallest(count, peers, key=lambda peer: distance(key, peer))

@@ -13,15 +13,8 @@ from swarmnode.node.identity import (
     create_identity,
     identity_from_seed,
     load_identity,
-    peer_from_public_key,
     state_folder,
 )
-
-
-def test_peer_id_of_a_known_key() -> None:
-    # The Ed25519 example of the libp2p peer-ids specification.
-    public = bytes.fromhex("1ed1e8fae2c4a144b8be8fd4b47bf3d3b34b871c3cacf6010f0e42d474fce27e")
-    assert peer_from_public_key(public) == "12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq"
 
 
 def test_created_once_with_mode_0600(tmp_path: Path) -> None:

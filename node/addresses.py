@@ -1,0 +1,146 @@
+"""Multiaddrs that we can dial and listen on: `/ip4/…/tcp/…`, `/ip6/…`, `/dns…`; and listening sockets for them.
+
+Knows no libp2p. A full address ends in `/p2p/` and the peer id of who listens there.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import ifaddr
+
+from swarmnode.errors import BadInput, PortInUse, ProtocolViolation
+from swarmnode.protocols.peers import check_peer
+
+__all__ = ["Endpoint", "dialable", "listen_socket", "listening_addrs", "parse_addr"]
+
+LISTEN_BACKLOG = 1024
+MAX_DIALLED_ADDRS = 8
+"""Of the addresses a peer claims, only so many are tried."""
+_FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
+_NAMES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a TCP socket listens.
+
+    Attributes:
+        kind: `ip4`, `ip6`, `dns`, `dns4` or `dns6`.
+        host: an IP address or a name.
+        port: 0 to 65535.
+    """
+
+    kind: str
+    host: str
+    port: int
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return _FAMILIES.get(self.kind) or _NAMES[self.kind]
+
+    def __str__(self) -> str:
+        return f"/{self.kind}/{self.host}/tcp/{self.port}"
+
+
+def parse_addr(addr: str) -> tuple[Endpoint, str | None]:
+    """The endpoint and, if it is there, the peer id of a multiaddr. Raises `BadInput`."""
+    parts = addr.split("/")
+    if len(parts) not in (5, 7) or parts[0] or parts[1] not in (*_FAMILIES, *_NAMES) or parts[3] != "tcp":
+        raise _bad(addr, "it is not of the form /ip4/1.2.3.4/tcp/4001")
+    kind, host, port = parts[1], parts[2], parts[4]
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65536):
+        raise _bad(addr, f"{port!r} is no port")
+    try:
+        if kind in _FAMILIES:
+            host = str(ipaddress.IPv4Address(host) if kind == "ip4" else ipaddress.IPv6Address(host))
+        elif not host or len(host) > 253:
+            raise ValueError
+    except ValueError:
+        raise _bad(addr, f"{host!r} is no {kind} address") from None
+    peer = None
+    if len(parts) == 7:
+        if parts[5] != "p2p":
+            raise _bad(addr, "after the port comes /p2p/ and a peer id")
+        try:
+            peer = check_peer(parts[6])
+        except ProtocolViolation as violation:
+            raise _bad(addr, violation.message[0].lower() + violation.message[1:].rstrip(".")) from None
+    return Endpoint(kind, host, int(port)), peer
+
+
+def dialable(addrs: Iterable[str], peer: str) -> list[Endpoint]:
+    """The endpoints among what somebody claims to be a peer's addresses, loopback last, no more than we try."""
+    found: dict[Endpoint, None] = {}
+    for addr in addrs:
+        try:
+            endpoint, named = parse_addr(addr)
+        except BadInput:
+            continue  # an address of a transport that we do not have, or rubbish
+        if named in (None, peer) and endpoint.port:
+            found[endpoint] = None
+    return sorted(found, key=_is_loopback)[:MAX_DIALLED_ADDRS]
+
+
+def listen_socket(addr: str) -> socket.socket:
+    """A non-blocking listening socket for a multiaddr. Raises `PortInUse`, `BadInput`."""
+    endpoint, _ = parse_addr(addr)
+    if endpoint.kind not in _FAMILIES:
+        raise BadInput(f"Cannot listen on {addr}.", hint="Listen on an IP address, /ip4/0.0.0.0/tcp/0 for instance.")
+    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if endpoint.kind == "ip6":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((endpoint.host, endpoint.port))
+        sock.listen(LISTEN_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"{addr} cannot be listened on: the port is in use.",
+                hint="Stop the program that listens there, or choose another port with --listen (0 takes a free one).",
+            ) from error
+        raise BadInput(
+            f"{addr} cannot be listened on: {error.strerror}.",
+            hint="Listen on an address of this machine and a port above 1023 with --listen.",
+        ) from error
+    return sock
+
+
+def listening_addrs(sock: socket.socket) -> list[str]:
+    """Where others can reach a listening socket: a wildcard stands for the machine's addresses other than loopback."""
+    host, port = sock.getsockname()[:2]
+    kind = "ip4" if sock.family == socket.AF_INET else "ip6"
+    hosts = [host]
+    if ipaddress.ip_address(host).is_unspecified:
+        hosts = _interface_hosts(kind) or ["127.0.0.1" if kind == "ip4" else "::1"]
+    return [str(Endpoint(kind, each, port)) for each in hosts]
+
+
+def _interface_hosts(kind: str) -> list[str]:
+    hosts = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            address = ipaddress.ip_address(host)
+            right = address.version == (4 if kind == "ip4" else 6)
+            if right and not (address.is_loopback or address.is_link_local or address.is_multicast):
+                hosts.append(host)
+    return hosts
+
+
+def _is_loopback(endpoint: Endpoint) -> bool:
+    return endpoint.kind in _FAMILIES and ipaddress.ip_address(endpoint.host).is_loopback
+
+
+def _bad(addr: str, why: str) -> BadInput:
+    return BadInput(
+        f"{addr!r} is not an address that can be used: {why}.",
+        hint="Addresses look like /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…; a node prints its own when it starts.",
+    )

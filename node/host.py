@@ -1,0 +1,440 @@
+"""The network over py-libp2p: but for its transport the only file that imports it. Its errors and logging end here.
+
+py-libp2p's host, swarm, peer store, identify and Kademlia routing, over a transport of ours that is plugged in below
+(`transport.py`: TCP, py-libp2p's Noise, our yamux). What is worked round is said where it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import libp2p
+import trio
+from libp2p.abc import INetStream
+from libp2p.kad_dht import peer_routing
+from libp2p.kad_dht.common import PROTOCOL_ID as KADEMLIA
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection import swarm_connection
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
+
+from swarmnode.errors import BadInput, PeerFault, PeerLost, PeerRefused, PeerUnreachable, ProtocolViolation
+from swarmnode.protocols.peers import check_peer
+
+from .accepting import accept_for_ever
+from .addresses import Endpoint, listen_socket, listening_addrs, parse_addr
+from .answer import answer
+from .background import open_background
+from .dialing import Dialler
+from .identity import Identity
+from .metric import closest
+from .multistream import choose, offer
+from .muxed import MuxedStream
+from .network import Network, PeerAddrs, Stream, StreamHandler
+from .pipe import open_pipe
+from .transport import Connection, Tcp
+from .wire import Wire, WireLost
+from .yamux import Muxer
+
+__all__ = ["open_host"]
+
+MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS_PER_PEER = 4
+NEGOTIATE_SECONDS = 4.0
+"""A peer that has a connection to us and does not answer a new stream by then has gone."""
+QUERY_SECONDS = 2.0
+"""What one peer may take to answer one question of a look-up, dialling it included."""
+SILENT_FOR_SECONDS = 20.0
+"""A peer that did not answer a look-up is not asked again for so long."""
+LOOKUP_SECONDS = 10.0
+LOOKUP_WIDTH = 20
+"""How many peers a look-up keeps in sight (k of Kademlia)."""
+UPKEEP_SECONDS = 60.0
+"""How often we look ourselves up, so that the peers near us know us and we know them."""
+SETTLE_SECONDS = (0.0, 0.5, 2.0, 5.0, 15.0)
+"""After joining, we look ourselves up sooner: the others may be joining too."""
+IDENTIFY_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
+"""A question of identify or Kademlia is over by then."""
+MAX_QUESTIONS = 64
+"""Kademlia questions answered at a time; py-libp2p resets the others, by default beyond 12."""
+
+_log = logging.getLogger("swarmnode.network")
+
+# Importing py-libp2p sets up logging of its own. Its warnings are everyday life, its errors come as ours.
+if "LIBP2P_DEBUG" not in os.environ:
+    logging.getLogger("libp2p").handlers[:] = [logging.NullHandler()]
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    logging.getLogger("multiaddr").setLevel(logging.WARNING)
+# It logs by `logging.debug(…)`, which gives the root logger a handler of its own.
+swarm_connection.logging = logging.getLogger("libp2p.network.connection")
+# There is no way to set it per object; its 10 s would let one silent peer hold a whole look-up up.
+peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0
+
+
+async def _do_nothing() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def _drop_idlest(muxers: Iterable[Muxer]) -> bool:
+    """Close the connection that has not been used for longest; False when all are in use."""
+    idle = [muxer for muxer in muxers if muxer.idle]
+    if idle:
+        min(idle, key=lambda muxer: muxer.active_at).close(say=True)
+    return bool(idle)
+
+
+class _Libp2pNetwork:
+    """One peer's place in the libp2p network; a `swarmnode.node.network.Network`."""
+
+    def __init__(self, identity: Identity, addrs: Sequence[str], nursery: trio.Nursery) -> None:
+        self._identity = identity
+        self._nursery = nursery
+        self._addrs = tuple(f"{addr}/p2p/{identity.peer}" for addr in addrs)
+        self._handlers: dict[str, StreamHandler] = {}
+        self._transport = Tcp(identity)
+        self._host = libp2p.new_host(
+            self._transport.keys,
+            transports=[self._transport],
+            connection_config=ConnectionConfig(
+                max_connections=MAX_CONNECTIONS,
+                high_watermark=MAX_CONNECTIONS,
+                low_watermark=0,
+                min_connections=0,
+                outbound_stream_protocol_negotiation_timeout=NEGOTIATE_SECONDS,
+                inbound_stream_protocol_negotiation_timeout=NEGOTIATE_SECONDS,
+            ),
+            addrs_factory=lambda _: [Multiaddr(addr) for addr in addrs],
+            disable_identify_address_discovery=True,
+        )
+        self._swarm = self._host.get_network()
+        self._swarm.set_resource_manager(None)  # it counts what our muxer bounds already, and denies at random
+        self._swarm.set_stream_handler(self._answer)  # its own lets a peer's broken UTF-8 take the node down
+        self._swarm.auto_connector.maybe_connect = _do_nothing  # it dials whomever it knows, watermarks or not
+        self._swarm.dial_peer = self._dial_peer  # its own waits 250 ms and retries for long
+        self._host._schedule_identify = self._schedule_identify  # its own runs in trio's system nursery, past our end
+        self._kademlia = KadDHT(
+            # two peers of one subnet per bucket is too few for machines that stand together
+            self._host,
+            DHTMode.SERVER,
+            enable_providers=False,
+            enable_values=False,
+            max_peers_per_subnet=0,
+        )
+        self._kademlia._inbound_limiter = trio.CapacityLimiter(MAX_QUESTIONS)
+        self._host.set_stream_handler(KADEMLIA, self._kademlia.handle_stream)
+        self._dialler = Dialler(identity.peer, nursery, self._is_connected, self._dial_endpoint)
+        self._silent_until: dict[str, float] = {}
+        self._identified: dict[str, trio.Event] = {}
+        self._joined = trio.Event()
+
+    async def run(self, listeners: Sequence[socket.socket], running: trio.Event) -> None:
+        """Run py-libp2p's host, accept connections and keep the routing table, for ever."""
+        async with self._host.run([]), trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(accept_for_ever, listener, self._welcome)
+            nursery.start_soon(self._upkeep)
+            running.set()
+
+    def close(self) -> None:
+        """Say good-bye and drop every connection at once; py-libp2p takes 0.2 s for each."""
+        for connection in self._swarm.get_connections():
+            connection.muxed_conn.muxer.close(say=True)
+
+    # What a Network is.
+
+    @property
+    def peer(self) -> str:
+        return self._identity.peer
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        return self._addrs
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        return tuple(peer for peer in map(ID.to_base58, self._swarm.connections) if self._is_connected(peer))
+
+    def sign(self, data: bytes) -> bytes:
+        return self._identity.sign(data)
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        self._handlers[protocol] = handler
+        self._host.set_stream_handler(protocol, None)  # identify tells others from there what we speak
+
+    async def connect(self, addr: str) -> str:
+        _, peer = parse_addr(addr)
+        if peer is None:
+            raise BadInput(f"{addr} does not name a peer.", hint="A full address ends in /p2p/ and the peer id.")
+        await self._dialler.reach(peer, [addr])
+        with trio.move_on_after(IDENTIFY_SECONDS):
+            await self._identified_event(peer).wait()
+        self._joined.set()
+        return peer
+
+    async def open_stream(self, peer: str, protocol: str, addrs: Sequence[str] = ()) -> Stream:
+        if peer == self.peer:
+            return self._to_ourselves(protocol)
+        addrs = [*addrs, *self._known_addrs(peer)]
+        fresh = not self._is_connected(peer)
+        await self._dialler.reach(peer, addrs)
+        try:
+            return await self._negotiate(peer, protocol)
+        except PeerLost:
+            if fresh:
+                raise
+        # The connection was dead without our knowing: once more over a new one.
+        await self._dialler.reach(peer, addrs)
+        return await self._negotiate(peer, protocol)
+
+    async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
+        found: set[str] = {self.peer, *self.connected}
+        with trio.move_on_after(LOOKUP_SECONDS):
+            found.update(await self._look_up(key))
+        living: list[PeerAddrs] = []
+        candidates = closest(key, found, len(found))
+        while candidates and len(living) < count:
+            asked, candidates = candidates[: count - len(living)], candidates[count - len(living) :]
+            alive: set[str] = set()
+            async with trio.open_nursery() as nursery:
+                for peer in asked:
+                    nursery.start_soon(self._check_alive, peer, alive)
+            living += [PeerAddrs(peer, self._plain_addrs(peer)) for peer in asked if peer in alive]
+        return living
+
+    def known_closest(self, key: bytes, count: int) -> list[PeerAddrs]:
+        table = {peer_id.to_base58() for peer_id in self._kademlia.routing_table.get_peer_ids()}
+        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, table | {self.peer}, count)]
+
+    # Connections.
+
+    def _is_connected(self, peer: str) -> bool:
+        return self._muxer(peer) is not None
+
+    def _muxer(self, peer: str) -> Muxer | None:
+        """The newest living connection to a peer."""
+        for connection in reversed(self._swarm.connections.get(ID.from_base58(peer), ())):
+            muxer: Muxer = connection.muxed_conn.muxer
+            if not muxer.closed:
+                return muxer
+        return None
+
+    async def _welcome(self, wire: Wire) -> None:
+        await self._add(await self._transport.upgrade(wire, None), "inbound")
+
+    async def _dial_endpoint(self, peer: str, endpoint: Endpoint) -> None:
+        await self._add(await self._transport.dial(Multiaddr(f"{endpoint}/p2p/{peer}")), "outbound")
+
+    async def _dial_peer(self, peer_id: ID) -> list[Any]:
+        """What the swarm calls when py-libp2p's own protocols want a peer; look-ups must not wait for the dead."""
+        peer = peer_id.to_base58()
+        await self._reach_soon(peer)
+        return list(self._swarm.get_connections(peer_id))
+
+    async def _add(self, connection: Connection, direction: str) -> None:
+        """Give the swarm a connection, past its inbound limit, which frees no slot. Raises `WireLost`."""
+        peer = connection.muxer.peer
+        everyone = self._swarm.get_connections()
+        try:
+            if peer == self.peer:
+                raise WireLost("it is this node itself")
+            if len(self._swarm.get_connections(connection.peer_id)) >= MAX_CONNECTIONS_PER_PEER:
+                raise WireLost("too many connections from one peer")
+            if len(everyone) >= MAX_CONNECTIONS - 1 and not _drop_idlest(each.muxed_conn.muxer for each in everyone):
+                raise WireLost("too many connections")
+            with trio.CancelScope(shield=True):  # half-added it would never be removed
+                await self._swarm.add_conn(connection, direction=direction)
+        except WireLost:
+            connection.muxer.close(say=True)
+            raise
+        except Exception as error:
+            connection.muxer.close()
+            raise WireLost(f"the swarm refused it ({error})") from error
+        self._nursery.start_soon(self._watch, connection.muxer)
+
+    async def _watch(self, muxer: Muxer) -> None:
+        """Forget a peer whose last connection broke without a good-bye."""
+        await muxer.ended.wait()
+        if not muxer.polite_end and not self._is_connected(muxer.peer):
+            self._forget(muxer.peer)
+
+    # Streams.
+
+    async def _negotiate(self, peer: str, protocol: str) -> Stream:
+        muxer = self._muxer(peer)
+        if muxer is None:
+            raise PeerLost(f"The connection to {peer} is gone.", peer=peer)
+        try:
+            stream = muxer.open_stream()
+        except WireLost as error:
+            raise PeerLost(f"The connection to {peer} is gone.", peer=peer) from error
+        try:
+            with trio.fail_after(NEGOTIATE_SECONDS):
+                await choose(stream, protocol)
+        except trio.TooSlowError as error:
+            muxer.close()
+            raise PeerLost(f"{peer} does not answer.", peer=peer) from error
+        except BaseException:
+            stream.drop()
+            raise
+        return stream
+
+    async def _answer(self, net_stream: INetStream) -> None:
+        """Answer an inbound stream. The swarm runs this: what it raises would take the node down."""
+        stream: MuxedStream = net_stream.muxed_stream.stream
+        theirs = self._host.multiselect.handlers
+        try:
+            with trio.fail_after(NEGOTIATE_SECONDS):
+                protocol = await offer(stream, theirs)
+        except (PeerFault, trio.TooSlowError) as error:
+            _log.debug("a stream of %s was not answered: %s", stream.peer, error)
+            stream.drop()
+            return
+        if (handler := self._handlers.get(protocol)) is not None:
+            await answer(protocol, handler, stream)
+            return
+        net_stream.set_protocol(protocol)
+        try:
+            with trio.move_on_after(ANSWER_SECONDS):
+                await theirs[protocol](net_stream)
+            await stream.aclose()
+        except Exception as error:  # noqa: BLE001 - foreign code fed by a peer
+            _log.debug("%s from %s failed: %r", protocol, stream.peer, error)
+            stream.drop()
+
+    def _to_ourselves(self, protocol: str) -> Stream:
+        handler = self._handlers.get(protocol)
+        if handler is None:
+            raise PeerRefused(f"This node does not answer {protocol} itself.", peer=self.peer)
+        here, there = open_pipe(self.peer, self.peer)
+        self._nursery.start_soon(partial(answer, protocol, handler, there))
+        return here
+
+    # Kademlia.
+
+    async def _look_up(self, key: bytes) -> list[str]:
+        """The peers that others say are closest to a key; not all of them live."""
+        try:
+            found = await self._kademlia.peer_routing.find_closest_peers_network(key, LOOKUP_WIDTH)
+        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is a look-up that found nothing
+            _log.debug("a look-up failed: %r", error)
+            return []
+        peers = []
+        for peer_id in found:
+            with suppress(ProtocolViolation):  # a peer with another kind of key is none of ours
+                peers.append(check_peer(peer_id.to_base58()))
+        return peers
+
+    async def _check_alive(self, peer: str, alive: set[str]) -> None:
+        with suppress(PeerUnreachable):
+            if peer != self.peer:
+                await self._reach_soon(peer)
+            alive.add(peer)
+
+    async def _reach_soon(self, peer: str) -> None:
+        """Have a connection to a peer that did not disappoint us lately. Raises `PeerUnreachable`."""
+        if self._is_connected(peer):
+            return
+        if self._silent_until.get(peer, 0.0) > trio.current_time():
+            raise PeerUnreachable(f"{peer} did not answer lately.", peer=peer)
+        try:
+            with trio.fail_after(QUERY_SECONDS):
+                await self._dialler.reach(peer, self._known_addrs(peer))
+        except (PeerUnreachable, trio.TooSlowError) as error:
+            self._note_silent(peer)
+            raise PeerUnreachable(f"{peer} cannot be reached.", peer=peer) from error
+
+    def _note_silent(self, peer: str) -> None:
+        now = trio.current_time()
+        self._silent_until = {each: until for each, until in self._silent_until.items() if until > now}
+        self._silent_until[peer] = now + SILENT_FOR_SECONDS
+        self._forget(peer)
+
+    def _forget(self, peer: str) -> None:
+        self._kademlia.routing_table.remove_peer(ID.from_base58(peer))
+        self._identified.pop(peer, None)
+
+    async def _upkeep(self) -> None:
+        waits = iter(SETTLE_SECONDS)
+        while True:
+            with trio.move_on_after(next(waits, UPKEEP_SECONDS)):
+                await self._joined.wait()
+            if self._joined.is_set():
+                self._joined = trio.Event()
+                waits = iter(SETTLE_SECONDS)
+                continue
+            if self._swarm.connections or self._kademlia.routing_table.size():
+                for key in (ID.from_base58(self.peer).to_bytes(), os.urandom(32)):
+                    with trio.move_on_after(LOOKUP_SECONDS):
+                        await self._look_up(key)
+
+    # Identify.
+
+    def _identified_event(self, peer: str) -> trio.Event:
+        return self._identified.setdefault(peer, trio.Event())
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        self._nursery.start_soon(self._identify, peer_id, reason)
+
+    async def _identify(self, peer_id: ID, reason: str) -> None:
+        """Learn where a connected peer listens and what it speaks; then it may enter the routing table."""
+        done = self._identified_event(peer_id.to_base58())
+        if done.is_set():
+            return
+        try:
+            with trio.move_on_after(IDENTIFY_SECONDS):
+                await self._host._identify_peer(peer_id, reason=reason)
+                store = self._host.get_peerstore()
+                if store.supports_protocols(peer_id, [KADEMLIA]):
+                    await self._kademlia.routing_table.add_peer(PeerInfo(peer_id, store.addrs(peer_id)))
+        except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
+            _log.debug("%s could not be identified: %r", peer_id, error)
+        finally:
+            done.set()
+
+    def _known_addrs(self, peer: str) -> list[str]:
+        try:
+            return [str(addr) for addr in self._host.get_peerstore().addrs(ID.from_base58(peer))]
+        except Exception:  # noqa: BLE001 - it has an error class of its own for each way of not knowing
+            return []
+
+    def _plain_addrs(self, peer: str) -> tuple[str, ...]:
+        addrs = self._addrs if peer == self.peer else self._known_addrs(peer)
+        return tuple(dict.fromkeys(addr.partition("/p2p/")[0] for addr in addrs))
+
+
+@asynccontextmanager
+async def open_host(identity: Identity, *, listen: Sequence[str], mdns: bool = False) -> AsyncIterator[Network]:
+    """A libp2p peer that listens on these multiaddrs, none is fine too; leaving the block closes everything at once.
+
+    With `mdns` it finds the peers of the local network and lets itself be found.
+
+    Raises:
+        PortInUse: somebody else listens there.
+        BadInput: an address cannot be listened on.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for addr in listen:
+            listeners.append(listen_socket(addr))  # noqa: PERF401 - those before a failing one must be closed
+        async with open_background() as nursery:
+            addrs = [addr for listener in listeners for addr in listening_addrs(listener)]
+            network = _Libp2pNetwork(identity, addrs, nursery)
+            running = trio.Event()
+            nursery.start_soon(network.run, listeners, running)
+            await running.wait()
+            try:
+                yield network
+            finally:
+                network.close()
+    finally:
+        for listener in listeners:
+            listener.close()

@@ -1,0 +1,234 @@
+"""The transport that is plugged in below py-libp2p's host: TCP, py-libp2p's Noise, our yamux, natively muxed.
+
+With `host.py` the only file that imports libp2p; apart because another transport can take its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+from libp2p.abc import IListener, IMuxedConn, IMuxedStream, IRawConnection, ITransport
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
+from multiaddr import Multiaddr
+
+from swarmnode.errors import BadInput, PeerFault, PeerLost
+from swarmnode.protocols.peers import check_peer
+
+from .accepting import connect_wire
+from .addresses import parse_addr
+from .early import YAMUX, EarlyStream, Sealed
+from .identity import Identity
+from .multistream import choose, offer
+from .muxed import MuxedStream
+from .wire import Wire, WireLost
+from .yamux import Muxer
+
+__all__ = ["Connection", "Tcp"]
+
+MAX_WAITING_STREAMS = 256
+"""Inbound streams of one connection that the swarm has not taken up yet."""
+
+_log = logging.getLogger("swarmnode.network")
+
+
+class _RawConnection(IRawConnection):  # type: ignore[misc]
+    """An early stream as py-libp2p's Noise wants it."""
+
+    def __init__(self, stream: EarlyStream, *, is_initiator: bool) -> None:
+        self.is_initiator = is_initiator
+        self._stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        return await self._stream.receive_some(n or 65536)
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    async def close(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return []
+
+    def get_connection_type(self) -> ConnectionType:
+        return ConnectionType.DIRECT
+
+
+class _MuxedStream(IMuxedStream):  # type: ignore[misc]
+    """A stream of ours as py-libp2p's own protocols want it."""
+
+    def __init__(self, connection: Connection, stream: MuxedStream) -> None:
+        self.muxed_conn = connection
+        self.stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        try:
+            data = await self.stream.receive_some(n if n is not None and n > 0 else 65536)
+        except PeerLost as error:
+            raise MuxedStreamReset(error.message) from error
+        if not data:
+            raise MuxedStreamEOF("the other end has finished")
+        return data
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self.stream.send_all(data)
+        except PeerLost as error:
+            raise MuxedStreamReset(error.message) from error
+
+    async def close(self) -> None:
+        await self.stream.aclose()
+
+    async def reset(self) -> None:
+        await self.stream.reset()
+
+    def set_deadline(self, ttl: int) -> None:
+        raise NotImplementedError("trio's cancel scopes are the deadlines")
+
+    async def __aenter__(self) -> _MuxedStream:
+        return self
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.muxed_conn.get_remote_address()
+
+
+class Connection(IMuxedConn):  # type: ignore[misc]
+    """A connection of ours as py-libp2p's swarm wants it."""
+
+    def __init__(self, peer: str, wire: Wire, sealed: Sealed, early: bytes, *, opened_by_us: bool) -> None:
+        self.peer_id = ID.from_base58(peer)
+        self.event_started = trio.Event()
+        self.on_close: Callable[[], Awaitable[None]] | None = None
+        self._wire = wire
+        self._offer, self._offered = trio.open_memory_channel[MuxedStream](MAX_WAITING_STREAMS)
+        self.muxer = Muxer(wire, sealed, peer, opened_by_us=opened_by_us, accept=self._take, early=early)
+
+    @property
+    def is_initiator(self) -> bool:
+        return self.muxer.opened_by_us
+
+    @property
+    def is_established(self) -> bool:
+        return not self.muxer.closed
+
+    @property
+    def is_closed(self) -> bool:
+        return self.muxer.closed
+
+    async def start(self) -> None:
+        """Carry the streams until the end. The swarm runs this: what it raises would take the node down."""
+        self.event_started.set()
+        try:
+            await self.muxer.run()
+        except Exception:  # noqa: BLE001 - the outermost edge of the connection's task
+            _log.exception("the connection to %s failed", self.muxer.peer)
+        finally:
+            self._offer.close()
+
+    async def open_stream(self) -> _MuxedStream:
+        try:
+            return _MuxedStream(self, self.muxer.open_stream())
+        except WireLost as error:
+            raise MuxedConnUnavailable(str(error)) from error
+
+    async def accept_stream(self) -> _MuxedStream:
+        try:
+            return _MuxedStream(self, await self._offered.receive())
+        except trio.EndOfChannel as error:
+            raise MuxedConnUnavailable("the connection is closed") from error
+
+    async def close(self) -> None:
+        self.muxer.close(say=True)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return []
+
+    def get_connection_type(self) -> ConnectionType:
+        return ConnectionType.DIRECT
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._wire.remote_address
+
+    def _take(self, stream: MuxedStream) -> None:
+        try:
+            self._offer.send_nowait(stream)
+        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+            stream.drop()
+
+
+class Tcp(ITransport):  # type: ignore[misc]
+    """TCP, Noise and yamux as one transport of py-libp2p's. Plain text is not spoken."""
+
+    provides_native_muxing = True
+
+    def __init__(self, identity: Identity) -> None:
+        self.keys = create_new_key_pair(identity.seed)
+        self._noise = NoiseTransport(self.keys, create_noise_key_pair().private_key)
+
+    def protocols(self) -> list[str]:
+        return ["tcp"]
+
+    def can_dial(self, maddr: Multiaddr) -> bool:
+        try:
+            return parse_addr(str(maddr))[1] is not None
+        except BadInput:
+            return False
+
+    def can_listen(self, maddr: Multiaddr) -> bool:
+        return False  # the listening sockets are bound before the host starts, so that errors can be told
+
+    def create_listener(self, handler_function: object) -> IListener:
+        raise NotImplementedError("the host listens on sockets of its own")
+
+    async def dial(self, maddr: Multiaddr) -> Connection:
+        """Connect to a full multiaddr. Raises `OSError`, `WireLost`."""
+        endpoint, peer = parse_addr(str(maddr))
+        wire = await connect_wire(endpoint.host, endpoint.port, endpoint.family)
+        try:
+            return await self.upgrade(wire, peer)
+        except BaseException:
+            wire.close()
+            raise
+
+    async def upgrade(self, wire: Wire, expected: str | None) -> Connection:
+        """Prove who is who; `expected` is the peer we dialled, None when it dialled us. Raises `WireLost`."""
+        plain = EarlyStream(wire, expected or "An inbound connection")
+        raw = _RawConnection(plain, is_initiator=expected is not None)
+        try:
+            if expected is None:
+                await offer(plain, (NOISE,))
+                session = await self._noise.secure_inbound(raw)
+            else:
+                await choose(plain, NOISE)
+                session = await self._noise.secure_outbound(raw, ID.from_base58(expected))
+            peer = check_peer(session.get_remote_peer().to_base58())
+            state = session.conn.noise_state
+            sealed = Sealed(state.encrypt, state.decrypt)
+            stream = EarlyStream(wire, peer, seal=sealed, early=plain.rest())
+            if expected is None:
+                await offer(stream, (YAMUX,))
+            else:
+                await choose(stream, YAMUX)
+        except PeerFault as fault:
+            raise WireLost(fault.message) from fault
+        except WireLost:
+            raise
+        except PeerIDMismatchesPubkey as error:
+            raise WireLost("another peer answers at its address") from error
+        except Exception as error:
+            # foreign code fed by a stranger: it may raise anything
+            raise WireLost(f"the handshake failed ({type(error).__name__})") from error
+        return Connection(peer, wire, sealed, stream.rest(), opened_by_us=expected is not None)

@@ -1,0 +1,364 @@
+"""The libp2p network over real sockets on loopback: streams, strangers, death, silence, garbage, and a clean end."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import psutil
+import pytest
+import trio
+import trio.testing
+
+from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
+from swarmnode.node.accepting import connect_wire
+from swarmnode.node.early import EarlyStream
+from swarmnode.node.host import open_host
+from swarmnode.node.identity import create_identity, identity_from_seed
+from swarmnode.node.multistream import choose
+from swarmnode.node.network import Network, Stream
+
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+ECHO = "/test/echo/1"
+SPECIAL_PEER = """
+import sys, trio
+from swarmnode.node.host import open_host
+from swarmnode.node.identity import create_identity
+async def echo(stream):
+    while data := await stream.receive_some(65536):
+        await stream.send_all(data)
+async def main():
+    async with open_host(create_identity(), listen=["/ip4/127.0.0.1/tcp/0"]) as network:
+        network.handle("/test/echo/1", echo)
+        print(network.addrs[0], flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.receive_some(65536):
+        await stream.send_all(data)
+    await stream.send_eof()
+
+
+@asynccontextmanager
+async def hosts(count: int) -> AsyncIterator[list[Network]]:
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(open_host(create_identity(), listen=LOOPBACK)) for _ in range(count)]
+        for network in opened:
+            network.handle(ECHO, echo)
+        yield opened
+
+
+@asynccontextmanager
+async def other_process() -> AsyncIterator[tuple[str, trio.Process]]:
+    """A peer in a process of its own, to be killed or frozen; yields its address."""
+    process = await trio.lowlevel.open_process([sys.executable, "-c", SPECIAL_PEER], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield (await process.stdout.receive_some()).decode().strip(), process
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def read_all(stream: Stream) -> bytes:
+    data = bytearray()
+    while piece := await stream.receive_some(1 << 20):
+        data += piece
+    return bytes(data)
+
+
+async def ask(network: Network, peer: str, question: bytes, addrs: tuple[str, ...] = ()) -> bytes:
+    """One honest request."""
+    stream = await network.open_stream(peer, ECHO, addrs)
+    await stream.send_all(question)
+    await stream.send_eof()
+    answer = await read_all(stream)
+    await stream.aclose()
+    return answer
+
+
+def port_of(network: Network) -> int:
+    return int(network.addrs[0].split("/")[4])
+
+
+async def test_half_close_five_mebibytes_and_who_is_there() -> None:
+    payload = random.Random(1).randbytes(5 * 1024 * 1024)
+    async with hosts(2) as (one, other):
+        assert await one.connect(other.addrs[0]) == other.peer
+        stream = await one.open_stream(other.peer, ECHO)
+        assert stream.peer == other.peer
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await stream.send_all(payload)
+                await stream.send_eof()
+
+            nursery.start_soon(send)
+            assert await read_all(stream) == payload
+        await stream.aclose()
+        assert one.connected == (other.peer,)
+        assert other.connected == (one.peer,)
+
+
+async def test_both_ends_send_much_at_once_over_many_streams() -> None:
+    size = 3 * 1024 * 1024
+    async with hosts(2) as (one, other):
+
+        async def flood(stream: Stream) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, bytes(size))
+                left = size
+                while left:
+                    left -= len(await stream.receive_some(left))
+
+        other.handle("/test/flood/1", flood)
+        await one.connect(other.addrs[0])
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(flood, await one.open_stream(other.peer, "/test/flood/1"))
+
+
+async def test_a_stalled_reader_delays_its_sender_and_nobody_else() -> None:
+    async with hosts(2) as (one, other):
+        go_on = trio.Event()
+        read: list[int] = []
+
+        async def stalled(stream: Stream) -> None:
+            await go_on.wait()
+            read.append(len(await read_all(stream)))
+
+        other.handle("/test/stalled/1", stalled)
+        await one.connect(other.addrs[0])
+        stream = await one.open_stream(other.peer, "/test/stalled/1")
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await stream.send_all(bytes(2 * 1024 * 1024))
+                await stream.send_eof()
+
+            nursery.start_soon(send)
+            # longer than the 5 s after which py-libp2p's own muxer resets a waiting writer
+            for _ in range(12):
+                assert await ask(one, other.peer, b"meanwhile") == b"meanwhile"
+                await trio.sleep(0.5)
+            go_on.set()
+            assert await stream.receive_some(1) == b""
+        assert read == [2 * 1024 * 1024]
+
+
+async def test_a_cancelled_sender_harms_no_other_stream() -> None:
+    async with hosts(2) as (one, other):
+        await one.connect(other.addrs[0])
+        for number in range(20):
+            stream = await one.open_stream(other.peer, ECHO)
+            with trio.move_on_after(0.002 * number):
+                await stream.send_all(bytes(8 * 1024 * 1024))
+            await stream.reset()
+        assert await ask(one, other.peer, b"well?") == b"well?"
+        assert one.connected == (other.peer,)
+
+
+async def test_unknown_protocol_wrong_peer_bad_address_nobody_there() -> None:
+    async with hosts(2) as (one, other):
+        await one.connect(other.addrs[0])
+        with pytest.raises(PeerRefused, match="does not speak /test/none/1"):
+            await one.open_stream(other.peer, "/test/none/1")
+        stranger = create_identity().peer
+        with pytest.raises(PeerUnreachable, match="another peer"):
+            await one.connect(other.addrs[0].replace(other.peer, stranger))
+        with pytest.raises(PeerUnreachable, match="no address"):
+            await one.open_stream(stranger, ECHO)
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            with pytest.raises(PeerUnreachable, match="refused"):
+                await one.connect(f"/ip4/127.0.0.1/tcp/{unused.getsockname()[1]}/p2p/{stranger}")
+        for bad in (
+            other.addrs[0].partition("/p2p/")[0],
+            "",
+            "/ip4/1.2.3/tcp/1/p2p/x",
+            "/ip4/1.2.3.4/udp/1",
+            "x" * 999,
+        ):
+            with pytest.raises(BadInput):
+                await one.connect(bad)
+
+
+async def test_reset_failing_handler_and_talking_to_oneself(caplog: pytest.LogCaptureFixture) -> None:
+    async with hosts(2) as (one, other):
+
+        async def fail(stream: Stream) -> None:
+            async with trio.open_nursery():
+                raise RuntimeError("a bug")
+
+        other.handle("/test/fail/1", fail)
+        await one.connect(other.addrs[0])
+        stream = await one.open_stream(other.peer, "/test/fail/1")
+        with pytest.raises(PeerLost):
+            await stream.receive_some(1)
+        assert "a bug" in caplog.text
+        stream = await one.open_stream(other.peer, ECHO)
+        await stream.reset()
+        with pytest.raises(PeerLost):
+            await stream.send_all(b"x")
+        assert await ask(one, other.peer, b"still") == b"still"
+        assert await ask(one, one.peer, b"me") == b"me"
+
+
+async def test_a_killed_process_is_lost_at_once() -> None:
+    async with hosts(1) as (one,), other_process() as (addr, process):
+        peer = await one.connect(addr)
+        stream = await one.open_stream(peer, ECHO)
+        await stream.send_all(b"alive")
+        assert await stream.receive_some(5) == b"alive"
+        process.send_signal(signal.SIGKILL)
+        with trio.fail_after(3), pytest.raises(PeerLost):
+            await stream.receive_some(1)
+        with trio.fail_after(3), pytest.raises(PeerUnreachable):
+            await one.open_stream(peer, ECHO)
+        with trio.fail_after(3):
+            assert [each.peer for each in await one.closest_peers(bytes(32), 8)] == [one.peer]
+
+
+async def test_a_frozen_process_is_lost_within_seconds() -> None:
+    async with hosts(1) as (one,), other_process() as (addr, process):
+        peer = await one.connect(addr)
+        stream = await one.open_stream(peer, ECHO)
+        process.send_signal(signal.SIGSTOP)
+        with trio.fail_after(15), pytest.raises(PeerLost):
+            await stream.receive_some(1)
+        process.send_signal(signal.SIGCONT)
+        assert await ask(one, peer, b"back", (addr,)) == b"back"
+
+
+async def test_four_hundred_connections_come_and_go() -> None:
+    async with hosts(1) as (server,):
+        for _ in range(20):
+            async with hosts(20) as clients, trio.open_nursery() as nursery:
+                for client in clients:
+                    nursery.start_soon(client.connect, server.addrs[0])
+        with trio.fail_after(5):
+            while server.connected:  # noqa: ASYNC110 - a network has no event for it
+                await trio.sleep(0.01)
+        async with hosts(1) as (honest,):
+            await honest.connect(server.addrs[0])
+            assert await ask(honest, server.peer, b"room?") == b"room?"
+
+
+async def test_plain_text_is_refused() -> None:
+    async with hosts(2) as (server, honest):
+        wire = await connect_wire("127.0.0.1", port_of(server), socket.AF_INET)
+        with pytest.raises(PeerRefused):
+            await choose(EarlyStream(wire, "server"), "/plaintext/2.0.0")
+        wire.close()
+        await honest.connect(server.addrs[0])
+
+
+async def test_garbage_on_the_port_then_honest_service() -> None:
+    rng = random.Random(2)
+    hello = b"\x13/multistream/1.0.0\n\x07/noise\n"
+    async with hosts(2) as (server, honest):
+        half_open: list[trio.SocketStream] = []
+        for batch in range(10):
+            for number in range(100):
+                stream = await trio.open_tcp_stream("127.0.0.1", port_of(server))
+                kind = (batch * 100 + number) % 5
+                sent = (
+                    rng.randbytes(rng.randrange(1, 2000)),
+                    hello[: rng.randrange(1, len(hello))],
+                    hello + b"\x00\x20" + rng.randbytes(32) + rng.randbytes(rng.randrange(200)),
+                    hello + b"\xff\xff" + bytes(70000),
+                    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+                )[kind]
+                await stream.send_all(sent)
+                if number % 2:
+                    half_open.append(stream)
+                else:
+                    await stream.aclose()
+            assert await honest.connect(server.addrs[0]) == server.peer
+            assert await ask(honest, server.peer, b"hello") == b"hello"
+        async with hosts(1) as (newcomer,):
+            assert await newcomer.connect(server.addrs[0]) == server.peer
+        for stream in half_open:
+            await stream.aclose()
+
+
+async def test_garbage_from_a_proved_peer_then_honest_service() -> None:
+    rng = random.Random(3)
+    async with hosts(3) as (server, rude, honest):
+        for number in range(60):
+            await rude.connect(server.addrs[0])
+            muxer = rude._muxer(server.peer)  # type: ignore[attr-defined]
+            if number % 3 == 0:
+                stream = muxer.open_stream()
+                await stream.send_all(rng.randbytes(100))  # no protocol is agreed on
+            elif number % 3 == 1:
+                stream = muxer.open_stream()
+                await stream.send_all(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n")  # broken UTF-8
+            else:
+                muxer.wire.write(muxer._seal.seal(rng.randbytes(200)))  # no yamux
+            await trio.sleep(0.005)
+        await honest.connect(server.addrs[0])
+        assert await ask(honest, server.peer, b"hello") == b"hello"
+
+
+async def test_port_in_use_and_addresses_that_are_not_ours() -> None:
+    async with hosts(1) as (one,):
+        taken = f"/ip4/127.0.0.1/tcp/{port_of(one)}"
+        with pytest.raises(PortInUse, match=taken) as refused:
+            async with open_host(create_identity(), listen=[taken]):
+                pass
+        assert "--listen" in refused.value.hint
+        for bad in ("/ip4/192.0.2.1/tcp/0", "/dns4/localhost/tcp/0", "/ip4/127.0.0.1/tcp/99999"):
+            with pytest.raises(BadInput):
+                async with open_host(create_identity(), listen=[bad]):
+                    pass
+        assert one.addrs == (f"{taken}/p2p/{one.peer}",)
+        async with open_host(create_identity(), listen=["/ip4/0.0.0.0/tcp/0"]) as wide:
+            assert wide.addrs
+            assert not any("0.0.0.0" in addr for addr in wide.addrs)
+
+
+async def test_the_blocks_own_error_comes_out_bare() -> None:
+    with pytest.raises(KeyError):
+        async with open_host(create_identity(), listen=LOOPBACK):
+            raise KeyError
+
+
+async def test_closing_leaves_nothing_and_takes_no_second() -> None:
+    async with hosts(1):
+        pass  # whatever is made once per process
+    process = psutil.Process()
+    files, threads = process.num_fds(), process.num_threads()
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    async with hosts(1) as (server,):
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                client = await stack.enter_async_context(open_host(create_identity(), listen=LOOPBACK))
+                await client.connect(server.addrs[0])
+                stream = await client.open_stream(server.peer, ECHO)
+                await stream.send_all(b"x")
+            start = trio.current_time()
+        assert trio.current_time() - start < 20  # twenty hosts, one after the other
+    await trio.testing.wait_all_tasks_blocked()
+    assert process.num_fds() == files
+    assert process.num_threads() == threads
+    assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+
+async def test_the_same_key_gives_the_same_peer_and_py_libp2p_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    identity = identity_from_seed(bytes(32))
+    handlers = list(logging.getLogger().handlers)
+    async with open_host(identity, listen=LOOPBACK) as one, hosts(1) as (other,):
+        assert one.peer == identity.peer
+        await other.connect(one.addrs[0])
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == handlers
