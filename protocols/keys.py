@@ -6,7 +6,7 @@ import hashlib
 
 from .records import ServerRecord
 
-__all__ = ["BUCKET_BLOCKS", "INDEX_KEY", "allowed_keys", "bucket_keys", "home_key", "model_key"]
+__all__ = ["BUCKET_BLOCKS", "INDEX_KEY", "allowed_keys", "bucket_keys", "distance", "home_key", "model_key"]
 
 BUCKET_BLOCKS = 32
 """Blocks to a bucket: a route through the deepest models in use takes four look-ups."""
@@ -39,5 +39,10 @@ def allowed_keys(record: ServerRecord) -> set[bytes]:
 
 
 def home_key(peer_bytes: bytes) -> bytes:
-    """A peer's own place among the keys, from the bytes of its id: libp2p's Kademlia hashes them the same way."""
+    """A peer's place in Kademlia's space, from the 38 bytes of its id."""
     return hashlib.sha256(peer_bytes).digest()
+
+
+def distance(home: bytes, key: bytes) -> int:
+    """How far a key lies from a peer's home. Kademlia hashes keys too, once more (libp2p specs, kad-dht)."""
+    return int.from_bytes(home, "big") ^ int.from_bytes(hashlib.sha256(key).digest(), "big")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from swarmnode.errors import (
-    BadRange,
     ModelMismatch,
     PeerBusy,
     PeerLost,
     PeerRefused,
     PeerUnreachable,
-    PromptTooLong,
     ProtocolViolation,
     ReplayNeeded,
     SwarmnodeError,
@@ -20,16 +18,14 @@ from .wire import clean_text
 
 __all__ = ["WIRE_CODES", "error_from"]
 
-# What a peer may say. The other codes speak of the asker's own machine or of the swarm as a whole, which a peer cannot
-# know: from a peer they are but a refusal.
+# What a peer may say. The other codes blame the person who asked, this machine, or the swarm as a whole; a peer can
+# know nothing of these, so from a peer they are but a refusal.
 _WIRE_ERRORS: tuple[type[SwarmnodeError], ...] = (
-    BadRange,
     ModelMismatch,
     PeerBusy,
     PeerLost,
     PeerRefused,
     PeerUnreachable,
-    PromptTooLong,
     ProtocolViolation,
     ReplayNeeded,
 )

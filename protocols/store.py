@@ -16,7 +16,7 @@ from swarmnode.errors import ProtocolViolation
 from . import limits
 from .crowding import Covering, spared
 from .directory import Found, Verdict
-from .keys import INDEX_KEY, allowed_keys
+from .keys import INDEX_KEY, allowed_keys, distance
 from .records import ServerRecord, open_record
 
 __all__ = [
@@ -76,7 +76,7 @@ class RecordStore:
     """
 
     def __init__(self, home: bytes | None = None) -> None:
-        self._home = None if home is None else int.from_bytes(home, "big")
+        self._home = home
         self._kept: dict[_Server, _Kept] = {}
         self._under: dict[bytes, dict[_Server, _Kept]] = {}  # in order of arrival under the key
         self._by_distance: list[tuple[int, _Server]] = []
@@ -217,7 +217,7 @@ class RecordStore:
         return len(self._under.get(key, ())) >= CROWDED_RECORDS
 
     def _distance(self, key: bytes) -> int:
-        return 0 if self._home is None else self._home ^ int.from_bytes(key, "big")
+        return 0 if self._home is None else distance(self._home, key)
 
     def _add(self, kept: _Kept) -> None:
         self._kept[kept.server] = kept

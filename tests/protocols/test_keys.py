@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-
 import pytest
+from libp2p.kad_dht.utils import sort_peer_ids_by_distance
+from libp2p.peer.id import ID
 
 from support.said import MODEL, server_record
-from swarmnode.protocols.keys import INDEX_KEY, allowed_keys, bucket_keys, home_key, model_key
+from swarmnode.protocols.keys import INDEX_KEY, allowed_keys, bucket_keys, distance, home_key, model_key
 from swarmnode.protocols.peers import peer_to_bytes
 from swarmnode.protocols.records import ModelId
 
@@ -49,6 +49,9 @@ def test_the_revision_does_not_change_the_keys() -> None:
     assert allowed_keys(other) == allowed_keys(server_record(1))
 
 
-def test_a_peers_home_is_where_kademlia_puts_it() -> None:
-    data = peer_to_bytes(server_record(1).peer)
-    assert home_key(data) == sha256(data).digest()
+def test_distances_are_those_of_libp2ps_kademlia() -> None:
+    peers = [server_record(number).peer for number in range(1, 30)]
+    key = model_key(NAME)
+    theirs = sort_peer_ids_by_distance(key, [ID.from_base58(peer) for peer in peers])
+    ours = sorted(peers, key=lambda peer: distance(home_key(peer_to_bytes(peer)), key))
+    assert ours == [peer.to_base58() for peer in theirs]

@@ -20,11 +20,11 @@ PEER = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
         ("peer-unreachable", errors.PeerUnreachable),
         ("protocol-violation", errors.ProtocolViolation),
         ("model-mismatch", errors.ModelMismatch),
-        ("bad-range", errors.BadRange),
-        ("prompt-too-long", errors.PromptTooLong),
         ("never-heard-of", errors.PeerRefused),
         ("", errors.PeerRefused),
-        # A peer cannot know our machine or the whole swarm.
+        # A peer cannot blame the person who asked, our machine or the whole swarm.
+        ("bad-range", errors.PeerRefused),
+        ("prompt-too-long", errors.PeerRefused),
         ("out-of-memory", errors.PeerRefused),
         ("disk-full", errors.PeerRefused),
         ("no-peers", errors.PeerRefused),

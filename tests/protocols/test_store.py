@@ -9,7 +9,7 @@ import pytest
 from support.said import MODEL, peer_of, server_key, signed_server
 from swarmnode.protocols import limits, store
 from swarmnode.protocols.directory import Verdict
-from swarmnode.protocols.keys import INDEX_KEY, bucket_keys, home_key, model_key
+from swarmnode.protocols.keys import INDEX_KEY, bucket_keys, distance, home_key, model_key
 from swarmnode.protocols.peers import peer_to_bytes
 from swarmnode.protocols.records import ModelId, open_record
 from swarmnode.protocols.store import RecordStore
@@ -192,10 +192,7 @@ def test_the_index_holds_few_of_a_model_and_room_for_many_models(monkeypatch: py
 def test_a_full_store_keeps_what_is_nearest_to_its_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_RECORDS", 6)
     home = home_key(peer_to_bytes(peer_of(server_key(77))))
-    by_distance = sorted(
-        range(20),
-        key=lambda number: int.from_bytes(model_key(model(number).name), "big") ^ int.from_bytes(home, "big"),
-    )
+    by_distance = sorted(range(20), key=lambda number: distance(home, model_key(model(number).name)))
     kept = RecordStore(home)
     for number in range(20):
         kept.offer(model_key(model(number).name), signed_server(number + 1, model=model(number)), 0, now=0)
