@@ -25,11 +25,14 @@ __all__ = [
     "MAX_SESSIONS_PER_PEER",
     "MAX_TORCH_JOBS",
     "MAX_WAITING_ATTACHES",
+    "NEIGHBOUR_SECONDS",
     "OPEN_SECONDS",
     "OUTBOX_FRAMES",
     "PING_SECONDS",
     "PREFILL_CHUNK_TOKENS",
     "RECEIVE_BYTES",
+    "RECORD_LIFETIME_SECONDS",
+    "REJOIN_SECONDS",
     "SESSION_IDLE_SECONDS",
     "SESSION_PROMISE_TOKENS",
     "SILENCE_SECONDS",
@@ -129,6 +132,15 @@ CLOSE_SECONDS: Final = 0.7
 
 JOIN_SECONDS: Final = 20.0
 """To reach the first of the peers to join through."""
+
+NEIGHBOUR_SECONDS: Final = 1.5
+"""After the first peer is reached, others get this long; so does the local network to show one at all."""
+
+REJOIN_SECONDS: Final = 15.0
+"""How often a node that has lost all its peers tries again those it joined through."""
+
+RECORD_LIFETIME_SECONDS: Final = 45.0
+"""How long a server's record may be believed: two refreshes may fail before it is forgotten."""
 
 FIND_SECONDS: Final = 20.0
 """To find and confirm the servers of a model."""

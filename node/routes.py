@@ -21,12 +21,13 @@ SLOWEST_BLOCK_NANOSECONDS = 60_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Blocks `start:end` on one server."""
+    """Blocks `start:end` on one server, which computes in `dtype`."""
 
     peer: str
     addrs: tuple[str, ...]
     start: int
     end: int
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,6 @@ def _walk_back(arrived: list[tuple[ServerRecord, int]]) -> list[Hop]:
     end = len(arrived)
     while end > 0:
         record, start = arrived[end - 1]
-        hops.append(Hop(record.peer, tuple(record.addrs), start, end))
+        hops.append(Hop(record.peer, tuple(record.addrs), start, end, record.dtype))
         end = start
     return hops[::-1]

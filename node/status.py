@@ -1,4 +1,4 @@
-"""What a swarm serves at one moment, as plain data for screens and programs. Sums up records."""
+"""What a swarm serves at one moment, as plain data for screens and programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from swarmnode.protocols.records import ModelId, ServerRecord
 
+from .client.servers import confirm_servers
+from .directory import Directory
+from .network import Network
 from .routes import Coverage, coverage, missing_blocks
 
-__all__ = ["ModelStatus", "ServerStatus", "SwarmStatus", "sum_up"]
+__all__ = ["ModelStatus", "ServerStatus", "SwarmStatus", "look_round", "sum_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,20 @@ class SwarmStatus:
     peer: str
     connected: tuple[str, ...]
     models: tuple[ModelStatus, ...]
+
+
+async def look_round(network: Network, directory: Directory) -> SwarmStatus:
+    """Find all models and ask all their servers. Takes up to seconds; who does not answer is shown as unconfirmed."""
+    announced = await directory.find_models()
+    models: dict[tuple[ModelId, int], ModelStatus] = {}
+    for name in sorted({model.name for model, _ in announced}):
+        records = {record.peer: record for record in await directory.find_servers(name, None)}
+        confirmed = {record.peer: record for record in await confirm_servers(directory, list(records.values()))}
+        records.update(confirmed)
+        for kind in {(record.model, record.num_blocks) for record in records.values()}:
+            models[kind] = sum_up(*kind, records.values(), confirmed)
+    ordered = sorted(models, key=lambda kind: (kind[0].name, kind[0].revision, kind[0].digest))
+    return SwarmStatus(network.peer, tuple(sorted(network.connected)), tuple(models[kind] for kind in ordered))
 
 
 def sum_up(model: ModelId, num_blocks: int, records: Iterable[ServerRecord], confirmed: Collection[str]) -> ModelStatus:

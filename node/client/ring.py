@@ -64,10 +64,15 @@ class Ring:
     """A session open on every hop of a route. Made by `open_ring`; `run` it in a task that outlives every step.
 
     Steps are answered in any order. Giving up on an answer is safe: it is dropped when it comes.
+
+    Attributes:
+        dtype: in which hidden states travel.
+        max_step_tokens: most tokens of one step.
     """
 
-    def __init__(self, route: Route, links: Sequence[HopLink]) -> None:
+    def __init__(self, route: Route, links: Sequence[HopLink], dtype: str) -> None:
         self.route = route
+        self.dtype = dtype
         self._links = tuple(links)
         self._pending: dict[int, UnderWay] = {}
         self._next_step = 0
@@ -119,6 +124,9 @@ class Ring:
             await self._links[0].send(Step(number, position, keep, tensor), body)
         except PeerLost:
             await self._failed()
+        except trio.Cancelled:
+            del self._pending[number]  # it did not go out, so no answer will free its place
+            raise
         return step
 
     async def answer(self, step: UnderWay) -> Answer:
@@ -230,4 +238,4 @@ async def open_ring(network: Network, route: Route, model: ModelId, *, dtype: st
             for link in links.values():
                 await link.reset()
         raise
-    return Ring(route, [links[index] for index in range(len(hops))])
+    return Ring(route, [links[index] for index in range(len(hops))], dtype)

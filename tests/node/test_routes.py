@@ -66,7 +66,7 @@ def test_overlaps_are_cut_and_addresses_go_along() -> None:
     route = plan_route([record("a", 0, 8), record("b", 5, 12)], BLOCKS)
     assert [hop.peer for hop in route.hops] == ["a", "b"]
     assert route.hops[0].end == route.hops[1].start
-    assert route.hops[0] == Hop("a", ("/memory/a",), 0, route.hops[0].end)
+    assert route.hops[0] == Hop("a", ("/memory/a",), 0, route.hops[0].end, "float32")
     assert route.num_blocks == BLOCKS
     assert route.peers == ("a", "b")
 

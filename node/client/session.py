@@ -1,0 +1,253 @@
+"""One session with the swarm: what it holds so far, more tokens in, hidden states out; sent again where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import trio
+from typing_extensions import Buffer
+
+from swarmnode.errors import BadInput, PromptTooLong, ReplayNeeded
+from swarmnode.models.settings import Sampling
+from swarmnode.node.defaults import SESSION_PROMISE_TOKENS
+from swarmnode.node.routes import Route
+from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
+from swarmnode.protocols.messages import TensorHeader
+
+from .asker import Asker
+from .kept import Kept
+from .ring import Answer, Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .generation import Generation
+
+__all__ = ["Session", "open_session"]
+
+Encoded = tuple[TensorHeader, Buffer]
+
+
+class Session:
+    """A run of tokens whose KV cache the servers hold; it goes on where it stands, turn after turn.
+
+    Made by `Model.session`. One call at a time. A cancelled call leaves the session usable: what it was about to add is
+    forgotten.
+
+    Attributes:
+        messages: the talk so far, when turns are given one by one (`generate(text, chat=True)`).
+        unfed: ids that a generation chose last and that were not sent; they go before whatever is sent next.
+    """
+
+    def __init__(self, asker: Asker, ring: Ring) -> None:
+        self._asker = asker
+        self._ring = ring
+        self.messages: list[Mapping[str, str]] = []
+        self.unfed: list[int] = []
+        self._kept = Kept()
+        self._position = 0
+        # More than `position` after a cancelled call: servers may hold tokens that we have given up.
+        self._furthest = 0
+        self._busy = False
+
+    @property
+    def route(self) -> Route:
+        """The servers it runs on."""
+        return self._ring.route
+
+    @property
+    def wire_dtype(self) -> str:
+        """In which hidden states travel."""
+        return self._ring.dtype
+
+    @property
+    def position(self) -> int:
+        """How many tokens the session holds."""
+        return self._position
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The token ids it holds; those that went in as hidden states have none."""
+        return self._kept.ids
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, str]],
+        *,
+        chat: bool = False,
+        sampling: Sampling | None = None,
+        **fields: object,
+    ) -> Generation:
+        """Text that goes on from what the session holds and `prompt`.
+
+        Args:
+            prompt: text or token ids are put behind what the session holds; a list of `{"role", "content"}` messages is
+                the whole conversation, of which the part that the session holds already is not computed again.
+            chat: a text is one message of a user, in the model's chat template.
+            sampling: or its fields by name, such as `temperature=0.7`.
+
+        Raises:
+            BadInput: when first awaited, for a prompt or settings that make no sense.
+        """
+        from .generation import Generation
+
+        return Generation(self._asker, prompt, chat=chat, sampling=sampling, fields=fields, session=self)
+
+    async def step(self, hidden: torch.Tensor, *, position: int | None = None, keep: int | None = None) -> torch.Tensor:
+        """Run raw hidden states through all blocks.
+
+        Args:
+            hidden: `[1, tokens, hidden_size]`, what block 0 is to see; any float dtype.
+            position: of the first token; behind the session's own it truncates. None: at the end.
+            keep: how many of the last tokens to return; None: all.
+
+        Returns:
+            `[1, keep, hidden_size]`, the last block's output, on the CPU.
+
+        Raises:
+            BadInput: the shape, position or keep make no sense.
+            PromptTooLong: the session would outgrow the model's context.
+            SwarmnodeError: as for any use of the swarm.
+        """
+        width = self._asker.ends.hidden_size
+        if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] < 1 or hidden.shape[2] != width:
+            raise BadInput(
+                f"Hidden states of shape {list(hidden.shape)} do not fit this model.",
+                hint=f"Give [1, tokens, {width}].",
+            )
+        tokens = hidden.shape[1]
+        if keep is not None and not 0 <= keep <= tokens:
+            raise BadInput(f"keep is {keep}, but the step has {tokens} tokens.", hint=f"Give 0 to {tokens}.")
+        with self.in_use():
+            start = self._position if position is None else position
+            self.truncate(start)
+            kept = tokens if keep is None else keep
+            answers = await self.extend(hidden.detach().clone(), keep=kept)
+            return await self._asker.torch_thread.run(_join, answers)
+
+    def truncate(self, position: int) -> None:
+        """Forget everything from `position` on. Servers do so at the next step. Raises `BadInput`."""
+        if not 0 <= position <= self._position:
+            raise BadInput(
+                f"Position {position} is not within the session, which holds {self._position} tokens.",
+                hint=f"Give 0 to {self._position}.",
+            )
+        self._kept.truncate(position)
+        self._position = position
+        self.unfed = []
+
+    def resume(self, ids: Sequence[int]) -> int:
+        """Truncate to the beginning that the session shares with `ids`, all but the last of them; its length."""
+        held = self._kept.ids if self._kept.all_ids else ()
+        shared = 0
+        for ours, wanted in zip(held, ids[:-1], strict=False):
+            if ours != wanted:
+                break
+            shared += 1
+        self.truncate(min(shared, self._position))
+        return self._position
+
+    async def extend(
+        self, added: Sequence[int] | torch.Tensor, *, keep: int, encoded: Encoded | None = None
+    ) -> list[Answer]:
+        """Put tokens behind those held: ids, or hidden states `[1, tokens, hidden_size]`.
+
+        Args:
+            keep: how many of the last tokens' outputs to bring back.
+            encoded: the hidden states of `added`, when they are at hand.
+
+        Returns:
+            The answers that hold the kept outputs, in order; none when `keep` is 0.
+        """
+        start = self._position
+        if isinstance(added, torch.Tensor):
+            self._kept.add_hidden(added)
+        else:
+            self._kept.add_ids(added)
+        end = len(self._kept)
+        try:
+            if end > self._asker.context_tokens:
+                raise PromptTooLong(
+                    f"The session would hold {end} tokens, but {self._asker.id.name} takes "
+                    f"{self._asker.context_tokens}.",
+                    hint="Shorten the text, or begin a new session.",
+                )
+            answers = await self._send_or_replay(start, end, keep, encoded)
+        except BaseException:
+            self._kept.truncate(start)
+            raise
+        self._position = end
+        self.unfed = []
+        return answers
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the session for one call. Raises `BadInput` when another has it."""
+        if self._busy:
+            raise BadInput(
+                "The session is in use.", hint="Finish or close the other generation, or open a session more."
+            )
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    async def aclose(self) -> None:
+        """Let go of all servers. Safe to call twice."""
+        self._ring.close()
+        with trio.CancelScope(shield=True):
+            await self._ring.closed()
+
+    async def _send_or_replay(self, start: int, end: int, keep: int, encoded: Encoded | None) -> list[Answer]:
+        if start < self._furthest and not self._asker.truncatable:
+            start, encoded = 0, None
+        try:
+            return await self._send(start, end, keep, encoded)
+        except ReplayNeeded:
+            # A server's state cannot go back. That ended the session on the servers, but we have all that went in.
+            await self.aclose()
+            self._ring = await self._asker.open_ring(max(end, SESSION_PROMISE_TOKENS))
+            self._furthest = 0
+            return await self._send(0, end, keep, None)
+
+    async def _send(self, start: int, end: int, keep: int, encoded: Encoded | None) -> list[Answer]:
+        """Send the kept tokens `start:end` in chunks that follow each other round the ring."""
+        ring = self._ring
+        self._furthest = max(end, self._furthest if start else 0)
+        steps = []
+        for begin in range(start, end, ring.max_step_tokens):
+            stop = min(begin + ring.max_step_tokens, end)
+            if encoded is None or stop - begin < end - start:
+                encoded = await self._asker.torch_thread.run(self._encode, begin, stop)
+            tensor, body = encoded
+            kept = min(max(0, stop - (end - keep)), stop - begin)
+            steps.append((await ring.submit(tensor, body, position=begin, keep=kept), kept))
+        answers = [(await ring.answer(step), kept) for step, kept in steps]
+        return [answer for answer, kept in answers if kept]
+
+    def _encode(self, start: int, end: int) -> Encoded:
+        return tensor_to_bytes(self._kept.embed(self._asker.ends, start, end), self._ring.dtype)
+
+
+def _join(answers: list[Answer]) -> torch.Tensor:
+    return torch.cat([tensor_from_bytes(answer.tensor, answer.body) for answer in answers], dim=1)
+
+
+@asynccontextmanager
+async def open_session(asker: Asker, max_tokens: int | None) -> AsyncIterator[Session]:
+    """A session for as long as the block runs.
+
+    Args:
+        max_tokens: how many tokens the servers are asked to promise room for; the session may outgrow it while they
+            have room. None is a moderate start.
+    """
+    tokens = min(max_tokens or SESSION_PROMISE_TOKENS, asker.context_tokens)
+    session = Session(asker, await asker.open_ring(tokens))
+    try:
+        yield session
+    finally:
+        await session.aclose()

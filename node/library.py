@@ -1,0 +1,242 @@
+"""swarmnode as a library: a node inside any trio program, that asks, serves and looks round.
+
+The command line uses only this. Light to import: torch and libp2p load when a node first needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import trio
+
+from swarmnode.errors import BadInput
+from swarmnode.models.progress import Progress
+from swarmnode.protocols.records import ModelId
+
+from .background import open_background
+from .defaults import DEFAULT_LISTEN
+from .directory import Directory
+from .identity import Identity, create_identity, load_identity
+from .joining import join_swarm, stay_joined, wait_for_neighbours
+from .network import Network
+from .routes import Hop, Route
+from .status import SwarmStatus, look_round
+from .torch_thread import TorchThread, open_torch_thread
+
+if TYPE_CHECKING:
+    from .client.generation import Generation
+    from .client.generation import Piece
+    from .client.model import Model
+    from .client.session import Session
+    from .offering import ServerInfo
+
+__all__ = [
+    "Generation",
+    "Hop",
+    "Model",
+    "Node",
+    "Piece",
+    "Route",
+    "ServerInfo",
+    "Session",
+    "SwarmStatus",
+    "open_node",
+]
+
+_HOMES = {
+    "Generation": "swarmnode.node.client.generation",
+    "Model": "swarmnode.node.client.model",
+    "Piece": "swarmnode.node.client.generation",
+    "ServerInfo": "swarmnode.node.offering",
+    "Session": "swarmnode.node.client.session",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class Node:
+    """One peer of a swarm. Made by `open_node`.
+
+    Attributes:
+        network: its streams and neighbours.
+        directory: where servers announce and are found.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        directory: Directory,
+        torch_thread: TorchThread,
+        background: trio.Nursery,
+        progress: Progress | None,
+    ) -> None:
+        self.network = network
+        self.directory = directory
+        self._torch_thread = torch_thread
+        self._background = background
+        self._progress = progress
+        self._serving = False
+
+    @property
+    def peer_id(self) -> str:
+        """Our peer id in text form."""
+        return self.network.peer
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """The multiaddrs under which others can join through us; none when we do not listen."""
+        return self.network.addrs
+
+    async def load(
+        self, model: str | None = None, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    ) -> Model:
+        """A model to ask: its tokenizer and its ends are loaded here, its blocks stay in the swarm.
+
+        Args:
+            model: hub id, local folder, `.gguf` file or the bundled model's name; None is the swarm's only model, or
+                the bundled one where nothing is served.
+            revision: on the hub; None is the main branch.
+            dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+            device: "auto", "cpu", "cuda", "mps".
+
+        Raises:
+            AskedWrong: there is no such model, or it cannot be served.
+            MachineFault: its files cannot be fetched or read.
+        """
+        asking = await self._import("swarmnode.node.asking")
+        loaded: Model = await asking.load_model(
+            await self._named(model, revision),
+            dtype=dtype,
+            device=device,
+            network=self.network,
+            directory=self.directory,
+            torch_thread=self._torch_thread,
+            background=self._background,
+            progress=self._progress,
+        )
+        return loaded
+
+    async def serve(
+        self,
+        model: str | None = None,
+        *,
+        revision: str | None = None,
+        blocks: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache_tokens: int | None = None,
+        public_name: str = "",
+        task_status: trio.TaskStatus[ServerInfo] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        """Give the swarm some blocks of a model, until cancelled. Started once others can find and use them.
+
+        Args:
+            model, revision, dtype, device: as for `load`.
+            blocks: "20:40" is the blocks 20 to 39; None is all.
+            cache_tokens: how many tokens all sessions together may hold.
+            public_name: shown beside this server.
+
+        Raises:
+            AskedWrong, MachineFault: as for `load`; also `BadRange`.
+        """
+        if self._serving:
+            raise BadInput("This node serves blocks already.", hint="Open another node for more.")
+        self._serving = True
+        try:
+            offering = await self._import("swarmnode.node.offering")
+            await offering.serve_blocks(
+                await self._named(model, revision),
+                blocks=blocks,
+                dtype=dtype,
+                device=device,
+                cache_tokens=cache_tokens,
+                public_name=public_name,
+                network=self.network,
+                directory=self.directory,
+                torch_thread=self._torch_thread,
+                progress=self._progress,
+                task_status=task_status,
+            )
+        finally:
+            self._serving = False
+        raise AssertionError("serving ends only by an exception")
+
+    async def status(self) -> SwarmStatus:
+        """What the swarm serves now: models, who holds which blocks, gaps, rates."""
+        return await look_round(self.network, self.directory)
+
+    async def _named(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
+        """Which model is meant when none is named."""
+        if model is not None:
+            return model, revision
+        served = dict(await self.directory.find_models())
+        if not served:
+            from swarmnode.models.bundled import BUNDLED_NAME
+
+            return BUNDLED_NAME, revision
+        if len(served) > 1:
+            names = ", ".join(sorted({_shown(id, served) for id in served}))
+            raise BadInput(f"The swarm serves several models: {names}.", hint="Name the one you want.")
+        (only,) = served
+        # A hub's revision travels with its name; other models have just one, wherever they came from.
+        return only.name, revision or (only.revision if "/" in only.name else None)
+
+    async def _import(self, module: str) -> Any:
+        """Import what needs torch, which takes seconds, away from the event loop."""
+        return await self._torch_thread.run(import_module, module)
+
+
+def _shown(model: ModelId, served: dict[ModelId, int]) -> str:
+    alone = sum(other.name == model.name for other in served) == 1
+    return model.name if alone else f"{model.name} (revision {model.revision[:12]})"
+
+
+@asynccontextmanager
+async def open_node(
+    *,
+    join: Sequence[str] = (),
+    listen: Sequence[str] = DEFAULT_LISTEN,
+    identity: Identity | Path | None = None,
+    mdns: bool = False,
+    network: Network | None = None,
+    progress: Progress | None = None,
+) -> AsyncIterator[Node]:
+    """A node for as long as the block runs.
+
+    Args:
+        join: multiaddrs (`/ip4/…/tcp/…/p2p/…`) of peers of the swarm; one that answers is enough.
+        listen: multiaddrs to listen on; empty for a node that only asks.
+        identity: our key, or the file it is in, made when missing; None makes a new key for this run.
+        mdns: find peers on the local network, and be found.
+        network: a network of your own making instead, such as one peer of `swarmnode.testing`.
+        progress: told how far downloads and loads have come, from other threads.
+
+    Raises:
+        NoPeers: none of `join` answers.
+        BadInput, BadIdentity, PortInUse: an argument, as its name says.
+    """
+    async with AsyncExitStack() as stack:
+        if network is None:
+            from .host import open_host
+
+            key = load_identity(identity) if isinstance(identity, Path) else identity or create_identity()
+            network = await stack.enter_async_context(open_host(key, listen=listen, mdns=mdns))
+        torch_thread = await stack.enter_async_context(open_torch_thread())
+        background = await stack.enter_async_context(open_background())
+        if join:
+            await join_swarm(network, join)
+            background.start_soon(partial(stay_joined, network, join))
+        elif mdns:
+            await wait_for_neighbours(network)
+        directory = Directory(network)
+        await background.start(directory.run)
+        yield Node(network, directory, torch_thread, background, progress)

@@ -1,0 +1,133 @@
+"""A span offered to the swarm: announced while it loads, measured, served, and withdrawn. Knows no model's files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from swarmnode.models.span import Span
+from swarmnode.node.defaults import CLOSE_SECONDS, RECORD_LIFETIME_SECONDS
+from swarmnode.node.network import Network
+from swarmnode.node.torch_thread import TorchThread
+from swarmnode.protocols.ids import SESSION, SPOKEN
+from swarmnode.protocols.limits import MAX_ADDRS
+from swarmnode.protocols.records import ModelId, ServerRecord, ServerState, sign_record
+
+from .admission import Admission
+from .engine import Engine
+from .handler import SessionHandler
+
+if TYPE_CHECKING:
+    from swarmnode.node.directory import Directory
+
+__all__ = ["Offer", "Serving", "open_serving"]
+
+QUANTISATION = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a server offers.
+
+    Attributes:
+        dtype: of the weights and of the hidden states it makes.
+        cache_tokens: how many tokens all sessions together may hold.
+        public_name: shown beside the server; may be empty.
+    """
+
+    model: ModelId
+    num_blocks: int
+    start: int
+    end: int
+    dtype: str
+    cache_tokens: int
+    public_name: str
+
+
+class Serving:
+    """An offer from the moment it is announced. Made by `open_serving`."""
+
+    def __init__(self, network: Network, directory: Directory, torch_thread: TorchThread, offer: Offer) -> None:
+        self.offer = offer
+        self._network = network
+        self._directory = directory
+        self._torch_thread = torch_thread
+        self._admission = Admission(offer.cache_tokens)
+        self._engine: Engine | None = None
+        self._handler: SessionHandler | None = None
+        self._state: ServerState = "joining"
+
+    @property
+    def sessions(self) -> int:
+        """How many are open now."""
+        return self._handler.sessions if self._handler is not None else 0
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Tokens per second of decode and of prefill, as measured."""
+        if self._engine is None:
+            return 0.0, 0.0
+        return self._engine.rates.decode_tokens_per_second, self._engine.rates.prefill_tokens_per_second
+
+    def record(self, sequence: int) -> ServerRecord:
+        """What the server says of itself now."""
+        decode, prefill = self.rates
+        return ServerRecord(
+            peer=self._network.peer,
+            sequence=sequence,
+            lifetime_seconds=RECORD_LIFETIME_SECONDS,
+            model=self.offer.model,
+            num_blocks=self.offer.num_blocks,
+            start=self.offer.start,
+            end=self.offer.end,
+            dtype=self.offer.dtype,
+            quantisation=QUANTISATION,
+            state=self._state,
+            cache_tokens_left=self._admission.tokens_left,
+            decode_tokens_per_second=decode,
+            prefill_tokens_per_second=prefill,
+            addrs=tuple(addr.partition("/p2p/")[0] for addr in self._network.addrs)[:MAX_ADDRS],
+            protocols=SPOKEN,
+            public_name=self.offer.public_name,
+        )
+
+    async def begin(self, span: Span) -> None:
+        """Take sessions on the loaded span, once it has been measured. Returns when others can find it."""
+        engine = self._engine = Engine(span, self._torch_thread)
+        await engine.measure()
+        handler = self._handler = SessionHandler(self._network, self.offer.model, engine, self._admission)
+        self._network.handle(SESSION, handler)
+        self._state = handler.state = "online"
+        self._directory.publish(self.record)
+        await self._directory.announced()
+
+    async def leave(self) -> None:
+        """Tell clients and the directory, as far as that is quick."""
+        self._state = "draining"
+        self._directory.publish(self.record)
+        if self._handler is not None:
+            await self._handler.leave()
+        self._directory.publish(None)
+
+
+@asynccontextmanager
+async def open_serving(
+    network: Network, directory: Directory, torch_thread: TorchThread, offer: Offer
+) -> AsyncIterator[Serving]:
+    """Announce an offer as joining, for as long as the block runs; the block loads the span and calls `begin`.
+
+    Raises `BadInput` when no peer would accept what is offered, such as a public name that is too long.
+    """
+    serving = Serving(network, directory, torch_thread, offer)
+    sign_record(serving.record(1), network.sign)
+    directory.publish(serving.record)
+    try:
+        yield serving
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS) as scope:
+            scope.shield = True
+            await serving.leave()
