@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from transformers import Cache, DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 __all__ = ["SpanCache", "can_truncate", "open_stock_cache"]
 
@@ -99,8 +99,10 @@ def seek(cache: Cache, position: int) -> None:
 
 def can_truncate(layer: Any) -> bool:
     """Whether a filled stock layer still has all it needs to go back to any earlier position."""
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        return False
     if isinstance(layer, DynamicSlidingWindowLayer):
-        return layer.get_seq_length() < layer.sliding_window
+        return bool(layer.get_seq_length() < layer.sliding_window)
     return bool(layer.is_croppable)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, Cache, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -43,6 +43,9 @@ __all__ = [
     "num_blocks",
     "part_tensor_name",
     "part_tensor_names",
+    "quiet_transformers",
+    "step_arguments",
+    "text_config",
 ]
 
 MAX_NAMED_TENSORS = 5
@@ -58,15 +61,27 @@ class Part:
     end: int = 0
 
 
-class Gate(nn.Module):
+class _StandIn(nn.Module):
+    """Stands for a module that is not held: has no weights, but answers for its attributes (some models ask for them)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        vars(self)["stands_for"] = module  # past nn.Module's registration: its meta tensors are no part of the model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["stands_for"], name)
+
+
+class Gate(_StandIn):
     """Stands for a block that is elsewhere: remembers the hidden state it sees and passes on `incoming`, or what it saw.
 
     Args:
+        block: the block it stands for.
         returns_tuple: the family's blocks return tuples, hidden state first.
     """
 
-    def __init__(self, returns_tuple: bool) -> None:
-        super().__init__()
+    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
+        super().__init__(block)
         self.returns_tuple = returns_tuple
         self.incoming: torch.Tensor | None = None
         self.seen: torch.Tensor | None = None
@@ -78,13 +93,17 @@ class Gate(nn.Module):
         return (out,) if self.returns_tuple else out
 
 
-class Absent(nn.Module):
-    """Stands for a module the part does not need: gives back the first float tensor it is given, or a zero to add."""
+class Absent(_StandIn):
+    """Stands for a module the part does not need: a norm or projection gives back what it is given, an embedding zero."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._embeds = isinstance(module, nn.Embedding)
 
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
-        """Identity for a norm, zero for an embedding."""
+        """The first float tensor given, or a zero that adds to anything."""
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if not self._embeds and isinstance(value, torch.Tensor) and value.is_floating_point():
                 return value
         return torch.zeros(())
 
@@ -97,15 +116,25 @@ class Layout:
     blocks: str
 
 
-def causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The stock class for a config. Raises FamilyNotCertified when transformers has none."""
+def causal_class(config: PretrainedConfig) -> tuple[type[PreTrainedModel], PretrainedConfig]:
+    """The stock class for a config, and the config that this class takes (of a multimodal model perhaps the text section).
+
+    Raises:
+        FamilyNotCertified: transformers has no such class.
+    """
     stock = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if stock is None:
         raise FamilyNotCertified(
             f"The model family {config.model_type!r} is no causal language model of the installed transformers.",
             hint="Run `swarmnode models` for the families that can be served.",
         )
-    return cast(type[PreTrainedModel], stock[0] if isinstance(stock, tuple) else stock)
+    if isinstance(stock, tuple):
+        named = [each for each in stock if each.__name__ in (config.architectures or ())]
+        stock = (named or stock)[0]
+    text_class = config.sub_configs.get("text_config")
+    if text_class is not None and stock.config_class == text_class:
+        config = config.get_text_config()
+    return stock, config
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -127,18 +156,25 @@ def hidden_size(config: PretrainedConfig) -> int:
 def find_layout(model: PreTrainedModel) -> Layout:
     """Find decoder and blocks in a whole model. Raises FamilyNotCertified when it has no list of blocks."""
     wanted = num_blocks(model.config)
-    decoder = model.get_decoder()
-    for name, module in decoder.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted and wanted > 0:
-            owner = decoder.get_submodule(name.rpartition(".")[0])
-            if not hasattr(owner, "forward") or name.count(".") > 1:
-                continue
-            paths = {id(m): n for n, m in model.named_modules()}
-            return Layout(decoder=paths[id(owner)], blocks=paths[id(module)])
+    paths = {module: path for path, module in model.named_modules()}
+    inner = [path for module in model.get_decoder().modules() if (path := paths[module])]
+    for path in (*inner, *paths.values()):
+        module = model.get_submodule(path)
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            for decoder in _ancestors(path):
+                if "inputs_embeds" in inspect.signature(model.get_submodule(decoder).forward).parameters:
+                    return Layout(decoder=decoder, blocks=path)
     raise FamilyNotCertified(
         f"The model family {model.config.model_type!r} keeps no plain list of {wanted} blocks.",
         hint="Run `swarmnode models` for the families that can be served.",
     )
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """The paths of the modules around a module, innermost first."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def build_part(
@@ -149,7 +185,7 @@ def build_part(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> PreTrainedModel:
-    """Build a part with its weights, in eval mode and without gradients.
+    """Build a part with its weights, in eval mode.
 
     Args:
         config: config of the whole model.
@@ -161,9 +197,10 @@ def build_part(
         BadRange: the blocks are outside the model.
     """
     _require_range(config, part)
-    with _quiet_transformers():
+    stock, config = causal_class(config)
+    with quiet_transformers():
         try:
-            model, report = _part_class(causal_class(config), part).from_pretrained(
+            model, report = _part_class(stock, part).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(tensors),
@@ -178,7 +215,7 @@ def build_part(
                 hint="The checkpoint is damaged or of another model: download it again.",
             ) from error
     _require_all(part, report)
-    model.requires_grad_(False)
+    # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, even in inference mode.
     return cast(PreTrainedModel, model.eval())
 
 
@@ -199,8 +236,8 @@ class _NameMatcher:
 
     def __init__(self, config: PretrainedConfig, part: Part) -> None:
         _require_range(config, part)
-        stock = causal_class(config)
-        with _quiet_transformers(), torch.device("meta"):
+        stock, config = causal_class(config)
+        with quiet_transformers(), torch.device("meta"):
             model = _part_class(stock, part)(config)
         mapping = get_model_conversion_mapping(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -260,10 +297,11 @@ def _keep(model: PreTrainedModel, part: Part) -> None:
     blocks = cast(nn.ModuleList, model.get_submodule(layout.blocks))
     for index in range(len(blocks)):
         if not (part.kind == "span" and part.start <= index < part.end):
-            blocks[index] = Gate(quirks.tuple_blocks)
+            blocks[index] = Gate(blocks[index], quirks.tuple_blocks)
     for path in list(_dispensable(model, layout, part)):
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, Absent())
+        owner = model.get_submodule(parent)
+        setattr(owner, name, Absent(getattr(owner, name)))
     held = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     model.all_tied_weights_keys = {
         target: source for target, source in model.all_tied_weights_keys.items() if target in held and source in held
@@ -278,17 +316,16 @@ def _dispensable(model: PreTrainedModel, layout: Layout, part: Part) -> Iterator
     other module with weights of its own, unless the blocks call it.
     """
     shared = quirks_of(model.config.model_type).shared_modules
-    ancestors = [layout.blocks.split(".")[:depth] for depth in range(layout.blocks.count(".") + 1)]
-    for depth, parts in enumerate(ancestors):
-        inside_decoder = ".".join(parts) == layout.decoder
-        for name, child in model.get_submodule(".".join(parts)).named_children():
-            path = ".".join([*parts, name])
+    for owner in _ancestors(layout.blocks):
+        beside = owner != "" and layout.decoder.startswith(owner + ".")
+        for name, child in model.get_submodule(owner).named_children():
+            path = f"{owner}.{name}" if owner else name
             if layout.blocks == path or layout.blocks.startswith(path + "."):
                 continue
             if part.kind == "span":
                 if name not in shared and any(True for _ in child.parameters()):
                     yield path
-            elif depth > 0 and not inside_decoder:
+            elif beside:
                 yield path
 
 
@@ -326,13 +363,21 @@ def _describe(part: Part) -> str:
     return f"blocks {part.start}:{part.end}" if part.kind == "span" else "the model's ends"
 
 
-def accepts(function: Any, name: str) -> bool:
-    """Whether a function names an argument of this name."""
-    return name in inspect.signature(function).parameters
+def step_arguments(
+    function: Any, position: int, rows: int, tokens: int, cache: Cache, device: torch.device
+) -> dict[str, Any]:
+    """What a stock forward wants to be told about a step beside its input, under the names it uses."""
+    known = inspect.signature(function).parameters
+    arguments: dict[str, Any] = {"use_cache": True}
+    arguments["cache_params" if "cache_params" in known else "past_key_values"] = cache
+    if "position_ids" in known:
+        places = torch.arange(position, position + tokens, device=device)
+        arguments["position_ids"] = places.unsqueeze(0).expand(rows, -1)
+    return arguments
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No load report, no progress bar: what matters in them is raised as an error."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -57,7 +57,7 @@ class Ends:
         if seen is None:
             raise RuntimeError("the stock forward never reached block 0")
         self._forget()
-        return seen
+        return seen.contiguous()
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, last_only: bool = True) -> torch.Tensor:
@@ -76,9 +76,10 @@ class Ends:
             )
         hidden = hidden[:, -1:] if last_only else hidden
         hidden = hidden.to(device=self.device, dtype=self.dtype)
-        self._last.incoming = hidden
+        some_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+        self._last.incoming = hidden  # from here on the stock forward no longer knows what the ids were
         try:
-            output = self._forward(self._model, 0, hidden.shape[:2], inputs_embeds=hidden)
+            output = self._forward(self._model, 0, hidden.shape[:2], input_ids=some_ids)
         finally:
             self._forget()
         logits: torch.Tensor = output.logits
@@ -87,11 +88,8 @@ class Ends:
     def _forward(self, module: Any, position: int, shape: torch.Size, **inputs: torch.Tensor) -> Any:
         cache = open_stock_cache(self._config, frozenset())
         seek(cache, position)
-        arguments: dict[str, Any] = {**inputs, "past_key_values": cache, "use_cache": True}
-        if cut.accepts(module.forward, "position_ids"):
-            places = torch.arange(position, position + shape[1], device=self.device)
-            arguments["position_ids"] = places.unsqueeze(0).expand(shape[0], -1)
-        return module(**arguments)
+        about = cut.step_arguments(module.forward, position, *shape, cache, self.device)
+        return module(**inputs, **about)
 
     def _forget(self) -> None:
         self._first.seen = self._last.seen = self._last.incoming = None

@@ -25,8 +25,7 @@ class Quirks:
 _COMMON = Quirks()
 
 _TABLE: dict[str, Quirks] = {
-    "bloom": Quirks(tuple_blocks=True),
-    "falcon": Quirks(tuple_blocks=True),
+    **dict.fromkeys(("bloom", "falcon", "falcon_h1", "gpt_neox_japanese", "mpt", "openai-gpt", "rembert", "trocr"), Quirks(tuple_blocks=True)),
 }
 
 

@@ -82,19 +82,13 @@ class Span:
         return out
 
     def _run(self, cache: SpanCache, hidden: torch.Tensor, position: int) -> torch.Tensor:
-        inputs: dict[str, Any] = {
-            "inputs_embeds": hidden,
-            "past_key_values": cache.ready(),
-            "use_cache": True,
-        }
-        if cut.accepts(self._decoder.forward, "position_ids"):
-            rows, tokens = hidden.shape[:2]
-            places = torch.arange(position, position + tokens, device=self.device)
-            inputs["position_ids"] = places.unsqueeze(0).expand(rows, -1)
+        forward = self._decoder.forward
+        rows, tokens = hidden.shape[:2]
+        about = cut.step_arguments(forward, position, rows, tokens, cache.ready(), self.device)
         self._incoming = hidden
         try:
-            self._decoder(**inputs)
-            return _first(self._outgoing)
+            self._decoder(inputs_embeds=hidden, **about)
+            return _first(self._outgoing).contiguous()
         finally:
             self._incoming = self._outgoing = None
 
@@ -136,7 +130,7 @@ def _cache_layers(blocks: nn.ModuleList) -> frozenset[int]:
 
 def _first(output: object) -> torch.Tensor:
     """The hidden state of what a block returned."""
-    first = output[0] if isinstance(output, tuple) else output
+    first = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(first, torch.Tensor):
         raise TypeError(f"a block returned {type(output).__name__}, not a hidden state")
     return first

@@ -1,0 +1,155 @@
+"""A tiny config for every causal-LM family: a few blocks of every kind the family has, small enough to run in milliseconds.
+
+What is common is in `_SMALL`; `_FAMILIES` holds what a family needs beyond it. Knows nothing of parts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Container
+from itertools import cycle, islice
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+__all__ = ["VOCABULARY", "tiny_config"]
+
+VOCABULARY = 96
+"""Tokens of a tiny model; ids from 3 on are ordinary words."""
+
+BLOCKS = 4
+HEADS = 4
+HEAD_DIM = 16
+WINDOW = 6
+"""Tokens of a sliding window: small, so that it slides within a short test."""
+
+_ATTENTION: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "max_position_embeddings": 128,
+    "hidden_size": HEADS * HEAD_DIM,
+    "intermediate_size": 48,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "head_dim": HEAD_DIM,
+    "sliding_window": WINDOW,
+    "attention_chunk_size": WINDOW,
+    "rotary_dim": 8,
+}
+_LATENT_ATTENTION: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": HEAD_DIM,
+    "index_n_heads": 2,
+    "index_head_dim": HEAD_DIM,
+    "index_topk": 4,
+}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_k": 2,
+    "moe_topk": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "shared_intermediate_size": 24,
+    "expert_ffn_hidden_size": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_RECURRENCE: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": HEAD_DIM,
+    "linear_value_head_dim": HEAD_DIM,
+    "linear_head_dim": HEAD_DIM,
+    "linear_num_heads": HEADS,
+    "mamba_n_heads": 8,
+    "mamba_d_head": HEAD_DIM,
+    "mamba_d_state": 16,
+    "mamba_d_ssm": 128,
+    "mamba_chunk_size": 4,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": HEAD_DIM,
+    "ssm_state_size": 16,
+    "state_size": 16,
+    "time_step_rank": 4,
+    "n_groups": 2,
+    "chunk_size": 4,
+}
+_TOWERS: dict[str, Any] = {"image_size": 16, "patch_size": 8, "num_channels": 3}
+_SMALL = _ATTENTION | _LATENT_ATTENTION | _EXPERTS | _RECURRENCE | _TOWERS
+
+_DECODER = {"is_decoder": True}
+
+_FAMILIES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        (
+            *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+            *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+        ),
+        _DECODER,
+    ),
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "biogpt": {"max_position_embeddings": 64},
+    "codegen": {"n_ctx": 128},
+    "cpmant": {"dim_head": HEAD_DIM, "dim_ff": 48, "prompt_length": 4},
+    "ctrl": {"dff": 48},
+    "dots3_note": {"num_key_value_heads": HEADS},
+    "dots3_note_text": {"num_key_value_heads": HEADS},
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "global_head_dim": 32,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "mamba2": {"num_heads": 8},
+    "roc_bert": _DECODER | {"pronunciation_vocab_size": 16, "shape_vocab_size": 16},
+    "xmod": _DECODER | {"languages": ["en_XX"], "default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def tiny_config(family: str) -> PretrainedConfig:
+    """The tiny config of a model type. Raises what the family's own validation raises when it cannot be made this small."""
+    return _tiny(CONFIG_MAPPING[family], family)
+
+
+def _tiny(config_class: type[PretrainedConfig], family: str) -> PretrainedConfig:
+    known = inspect.signature(config_class).parameters
+    small = _SMALL | ({"head_dim": _SMALL["qk_rope_head_dim"]} if "kv_lora_rank" in known else {})
+    values: dict[str, Any] = {}
+    for name, value in small.items():
+        for field in (name, config_class.attribute_map.get(name)):
+            if field in known:
+                values[field] = value
+    values |= _every_kind(config_class, known)
+    values |= _FAMILIES.get(family, {})
+    for name, sub in config_class.sub_configs.items():
+        if name not in values and getattr(sub, "model_type", None):
+            values[name] = _tiny(sub, sub.model_type).to_dict()
+    return config_class(**values)
+
+
+def _every_kind(config_class: type[PretrainedConfig], known: Container[str]) -> dict[str, list[str]]:
+    """Per-layer lists that show each kind of block that the family's own default has."""
+    lists = {}
+    default = config_class()
+    for name in ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types"):
+        kinds = getattr(default, name, None)
+        if kinds and name in known:
+            lists[name] = list(islice(cycle(dict.fromkeys(kinds)), BLOCKS))
+    return lists
