@@ -1,0 +1,162 @@
+"""Tokens per second of plain transformers and of swarms of 1, 2 and 3 servers on this machine, turn by turn in one run.
+
+Every server is a process of its own on loopback; the client is this process, and so is plain transformers. Each round
+takes one sample of every contender, so that a noisy minute hits them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from swarmnode.models.bundled import BUNDLED_NAME
+from swarmnode.models.settings import Sampling
+from swarmnode.node.demo import equal_shares, process_environment, start_bootstrap, start_servers
+from swarmnode.node.library import Model, open_node
+from swarmnode.node.processes import open_processes
+
+from .report import spread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["run"]
+
+TEXT = "Once upon a time there was a village by the sea, and in the village lived an old woman who knew the winds. "
+
+Sample = dict[str, float]
+Contender = Callable[[], Any]
+
+
+def run(argv: Sequence[str]) -> dict[str, object]:
+    """Measure and return the figures."""
+    parser = argparse.ArgumentParser(prog="scripts/bench tokens")
+    parser.add_argument("--model", default=BUNDLED_NAME)
+    parser.add_argument("--servers", default="1,2,3", help="sizes of the swarms")
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--prompt-tokens", type=int, default=8, help="of the decode samples")
+    parser.add_argument("--prefill-tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args(argv)
+    environ = process_environment(os.environ)
+    os.environ.update(environ)  # before torch is imported here: this process computes under the servers' rules
+    return trio.run(partial(_measure, asked, environ))
+
+
+async def _measure(asked: argparse.Namespace, environ: dict[str, str]) -> dict[str, object]:
+    from swarmnode.models.checkpoint import open_checkpoint
+
+    checkpoint = await trio.to_thread.run_sync(open_checkpoint, asked.model)
+    sizes = [int(size) for size in asked.servers.split(",")]
+    ids = checkpoint.tokenizer()(TEXT * (1 + asked.prefill_tokens // 16))["input_ids"]
+    short, long = ids[: asked.prompt_tokens], ids[: asked.prefill_tokens]
+    plain = await trio.to_thread.run_sync(_load_plain, checkpoint.folder)
+    contenders: dict[str, Contender] = {
+        "transformers": partial(trio.to_thread.run_sync, _sample_plain, plain, short, long, asked.new_tokens)
+    }
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmnode-bench-"))
+        own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
+        for size in sizes:
+            model = await _open_swarm(stack, asked.model, checkpoint.num_blocks, size, own)
+            contenders[f"swarm_of_{size}"] = partial(_sample_swarm, model, short, long, asked.new_tokens)
+        for contender in contenders.values():
+            await contender()  # warm-up: the first pass of a process pays for its kernels and memory
+        samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+        for _ in range(asked.rounds):
+            for name, contender in contenders.items():
+                samples[name].append(await contender())
+    return {
+        "model": asked.model,
+        "dtype": "float32",
+        "threads": environ["OMP_NUM_THREADS"],
+        "prompt_tokens": asked.prompt_tokens,
+        "new_tokens": asked.new_tokens,
+        "prefill_tokens": asked.prefill_tokens,
+        "figures": {name: _figures(taken, samples["transformers"]) for name, taken in samples.items()},
+    }
+
+
+def _figures(taken: list[Sample], plain: list[Sample]) -> dict[str, object]:
+    decode = spread([sample["tokens_per_second"] for sample in taken], 2)
+    prefill = spread([sample["prefill_seconds"] for sample in taken], 3)
+    plain_decode = spread([sample["tokens_per_second"] for sample in plain])
+    plain_prefill = spread([sample["prefill_seconds"] for sample in plain])
+    figures: dict[str, object] = {
+        "decode_tokens_per_second": decode,
+        "decode_ratio_to_transformers": round(decode["median"] / plain_decode["median"], 3),
+        "prefill_seconds": prefill,
+        "prefill_ratio_to_transformers": round(prefill["median"] / plain_prefill["median"], 3),
+    }
+    if "hop_milliseconds" in taken[0]:
+        figures["milliseconds_per_hop_beyond_compute"] = spread([sample["hop_milliseconds"] for sample in taken], 3)
+    return figures
+
+
+def _load_plain(folder: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+def _sample_plain(model: PreTrainedModel, short: list[int], long: list[int], new_tokens: int) -> Sample:
+    first = _generate_plain(model, short, 1)
+    whole = _generate_plain(model, short, new_tokens)
+    return {
+        "tokens_per_second": (new_tokens - 1) / (whole - first),
+        "prefill_seconds": _generate_plain(model, long, 1),
+    }
+
+
+def _generate_plain(model: Any, ids: list[int], new_tokens: int) -> float:
+    import torch
+
+    prompt = torch.tensor([ids])
+    begun = time.perf_counter()
+    model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return time.perf_counter() - begun
+
+
+async def _open_swarm(
+    stack: AsyncExitStack, name: str, num_blocks: int, servers: int, environ: dict[str, str]
+) -> Model:
+    processes = await stack.enter_async_context(open_processes(lambda *_: None))
+    address = await start_bootstrap(processes, environ, lambda *_: None)
+    shares = equal_shares(num_blocks, servers)
+    await start_servers(processes, environ, lambda *_: None, model=name, join=address, shares=shares)
+    node = await stack.enter_async_context(open_node(join=[address], listen=()))
+    return await node.load(name, dtype="float32", device="cpu")
+
+
+async def _sample_swarm(model: Model, short: list[int], long: list[int], new_tokens: int) -> Sample:
+    decode = model.generate(short, sampling=Sampling(max_new_tokens=new_tokens))
+    async for _ in decode:
+        pass
+    async with model.generate(long, sampling=Sampling(max_new_tokens=1)) as prefill:
+        await prefill.open()
+        begun = time.perf_counter()
+        async for _ in prefill:
+            pass
+        seconds = time.perf_counter() - begun
+    return {
+        "tokens_per_second": decode.tokens_per_second,
+        "prefill_seconds": seconds,
+        "hop_milliseconds": decode.hop_seconds * 1e3,
+    }
