@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -37,6 +38,9 @@ from .weights import open_tensors
 __all__ = ["BUNDLED_NAME", "Checkpoint", "open_checkpoint"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._\-]{0,95}")
+
+MAX_SHOWN_CHARACTERS = 200
+"""Of a name that is given back in an error."""
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 UNBOUNDED_CONTEXT_TOKENS = 1 << 20
@@ -247,7 +251,7 @@ def _local_files(model: str, progress: Progress | None) -> FolderFiles | None:
         return FolderFiles(_converted(bundled_gguf(), progress), BUNDLED_NAME)
     path = Path(model).expanduser()
     try:
-        if path.is_dir():
+        if model and path.is_dir():
             return FolderFiles(path.resolve(), path.resolve().name)
         if path.is_file() and path.suffix == ".gguf":
             return FolderFiles(_converted(path.resolve(), progress), path.stem)
@@ -255,7 +259,10 @@ def _local_files(model: str, progress: Progress | None) -> FolderFiles | None:
             raise BadInput(f"{path} is a file, but no .gguf file.", hint="Name the model's folder, or a .gguf file.")
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
-            raise ModelNotFound(f"{model[:200]!r} cannot be opened: {error.strerror}.") from error
+            raise ModelNotFound(
+                f"{model[:MAX_SHOWN_CHARACTERS]!r} cannot be opened: {error.strerror}.",
+                hint="Check the path, or name a hub id like org/name.",
+            ) from error
         raise
     if path.is_absolute() or model.startswith((".", "~")) or path.suffix == ".gguf":
         raise ModelNotFound(
@@ -281,7 +288,7 @@ def _read_config(path: Path, raw: dict[str, object]) -> PretrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(str(path.parent), trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise CheckpointBroken(
             f"{path} is no valid config of family {family!r}: {_first_line(error)}.",
             hint="The file is damaged or of a newer transformers: download the model again.",
