@@ -6,7 +6,7 @@ from __future__ import annotations
 
 PREFIX_BYTES = 16
 BODY_ALIGNMENT_BYTES = 64  # a cache line and the widest vector register: a receiver may compute in place
-MAX_HEADER_BYTES = 16 * 1024  # the longest valid header (a step over MAX_HOPS hops) needs a quarter of it
+MAX_HEADER_BYTES = 16 * 1024  # the longest valid one, MAX_ANNOUNCED_RECORDS verdicts, needs three quarters of it
 MAX_BODY_BYTES = 64 * 1024 * 1024  # 1,024 tokens of the widest models in float32, rounded up
 
 # Header values -------------------------------------------------------------------------------------------------------

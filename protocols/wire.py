@@ -98,6 +98,10 @@ def _kind(value: object) -> str:
     return names.get(type(value), "something else")
 
 
+def _is_printable(text: str) -> bool:
+    return text.isprintable() and not text.startswith(" ") and not text.endswith(" ")
+
+
 def shown(text: str) -> str:
     """A peer's word, safe and short enough to quote in an error."""
     return clean_text(text, limits.MAX_WORD_CHARS)
@@ -146,7 +150,7 @@ class Fields:
         value = self._any_text(name, max_chars)
         if len(value) < least_chars:
             raise ProtocolViolation(f"{self._what}: {name} must not be empty.")
-        if not value.isprintable() or value != value.strip():
+        if not _is_printable(value):
             raise ProtocolViolation(f"{self._what}: {name} has characters that are not printable.")
         return value
 
@@ -202,7 +206,7 @@ class Fields:
         """A list of printable, non-empty texts."""
         values = self.items(name, max_items)
         for value in values:
-            if type(value) is not str or not 0 < len(value) <= max_chars or not value.isprintable():
+            if type(value) is not str or not 0 < len(value) <= max_chars or not _is_printable(value):
                 raise ProtocolViolation(
                     f"{self._what}: {name} must hold printable text of up to {max_chars} characters."
                 )

@@ -10,13 +10,14 @@ from support import said
 from support.said import server_key, server_record, signed, signed_server
 from swarmnode.errors import BadInput, ProtocolViolation
 from swarmnode.protocols import limits
+from swarmnode.protocols.peers import peer_from_public_key
 from swarmnode.protocols.records import SIGNED_DOMAIN, ModelId, ServerRecord, open_record, sign_record
 from swarmnode.protocols.wire import pack, unpack_map
 
 RECORD = server_record(1)
 
 
-def forged(number: int = 1, **changes: object) -> bytes:
+def forged(number: int = 1, /, **changes: object) -> bytes:
     """A record with a true signature over whatever is in it; `name=...` leaves a field out."""
     values = {**unpack_map(signed(RECORD)[64:], "record"), **changes}
     payload = pack({name: value for name, value in values.items() if value is not ...})
@@ -82,7 +83,7 @@ def test_a_signature_of_the_key_over_something_else_is_refused() -> None:
 def test_a_key_of_small_order_signs_nothing() -> None:
     """With the neutral point as key, and as R, and S = 0, the plain equation of Ed25519 holds for every message."""
     neutral = bytes([1]) + bytes(31)
-    payload = pack({**unpack_map(signed(RECORD)[64:], "record"), "peer": said.peer_from_public_key(neutral)})
+    payload = pack({**unpack_map(signed(RECORD)[64:], "record"), "peer": peer_from_public_key(neutral)})
     with pytest.raises(ProtocolViolation, match="not signed"):
         open_record(neutral + bytes(32) + payload)
 

@@ -76,6 +76,7 @@ FIELDS = Fields(
         "list": [1, 2],
         "map": {"a": 1},
         "texts": ["a", ""],
+        "loose": ["a", "b "],
     },
 )
 
@@ -109,6 +110,7 @@ FIELDS = Fields(
         (lambda: FIELDS.integers("texts", 2, 1), "integers between 0 and 1"),
         (lambda: FIELDS.texts("texts", 2, 5), "printable text of up to 5"),
         (lambda: FIELDS.texts("list", 2, 5), "printable text"),
+        (lambda: FIELDS.texts("loose", 2, 5), "printable text"),
         (lambda: FIELDS.maps("list", 2), "must hold maps"),
     ],
 )

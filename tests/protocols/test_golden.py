@@ -1,0 +1,64 @@
+"""The bytes of this version stay what they are, and the page shows those very bytes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from support import golden
+from support.golden import BYTES_EXAMPLES, DIRECTORY_EXAMPLES, EXAMPLES, SESSION_EXAMPLES, BytesExample
+from support.said import only_frame
+from swarmnode.protocols import directory, limits, messages, store
+from swarmnode.protocols.records import open_record
+
+PAGE = golden.PAGE.read_text()
+GOLDEN = {path.stem: bytes.fromhex(path.read_text()) for path in sorted(golden.FOLDER.glob("*.hex"))}
+
+
+def test_there_is_an_example_of_every_message() -> None:
+    assert {type(example.message) for example in SESSION_EXAMPLES} == set(messages.Message.__args__)
+    assert {type(example.message) for example in DIRECTORY_EXAMPLES} | {directory.Refused} == set(
+        directory.DirectoryMessage.__args__
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_what_is_written_is_golden(example: golden.SessionExample | golden.DirectoryExample | BytesExample) -> None:
+    assert example.data.hex() == GOLDEN[example.name].hex()
+
+
+@pytest.mark.parametrize("example", SESSION_EXAMPLES, ids=lambda example: example.name)
+def test_golden_bytes_of_a_session_are_read(example: golden.SessionExample) -> None:
+    frame = only_frame(GOLDEN[example.name])
+    assert messages.parse(frame) == example.message
+    assert frame.body == example.body
+
+
+@pytest.mark.parametrize("example", DIRECTORY_EXAMPLES, ids=lambda example: example.name)
+def test_golden_bytes_of_the_directory_are_read(example: golden.DirectoryExample) -> None:
+    assert directory.parse(only_frame(GOLDEN[example.name])) == example.message
+
+
+def test_the_golden_record_is_read() -> None:
+    assert open_record(GOLDEN["record"]) == golden.RECORD
+
+
+def test_the_page_shows_the_golden_bytes_and_no_others() -> None:
+    shown = golden.page_examples(PAGE)
+    assert shown == GOLDEN
+    assert set(shown) == {example.name for example in (*BYTES_EXAMPLES, *SESSION_EXAMPLES, *DIRECTORY_EXAMPLES)}
+
+
+def test_the_page_names_every_bound_with_its_value() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([-0-9,.]+) \|", PAGE, re.MULTILINE)
+    shown = {name: _number(text) for name, text in rows}
+    bounds = {name: value for name, value in vars(limits).items() if name.isupper()}
+    kept = {name: getattr(store, name) for name in store.__all__ if name.isupper()}
+    assert shown == bounds | kept
+
+
+def _number(text: str) -> float:
+    """A number of the page, with commas for thousands; whole ones exactly."""
+    plain = text.replace(",", "")
+    return float(plain) if "." in plain else int(plain)

@@ -1,0 +1,228 @@
+"""The worked examples of docs/PROTOCOL.md: what they say, and their bytes as this version writes them.
+
+    python tests/support/golden.py --write
+
+writes tests/protocols/golden/*.hex and the examples in the page. Golden bytes are a promise to other implementations:
+write them again only when the protocol has a new version, or a new example.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from swarmnode.protocols import directory, messages
+from swarmnode.protocols.directory import Announce, Announced, DirectoryMessage, Find, Found, GetInfo, Info, Verdict
+from swarmnode.protocols.frames import FrameReader
+from swarmnode.protocols.ids import SPOKEN, ModelId
+from swarmnode.protocols.keys import INDEX_KEY, bucket_keys, home_key, model_key
+from swarmnode.protocols.messages import (
+    Attach,
+    Attached,
+    Break,
+    Close,
+    HopTrace,
+    Message,
+    Open,
+    Opened,
+    Output,
+    Ping,
+    Pong,
+    Refused,
+    Step,
+    Successor,
+    TensorHeader,
+)
+from swarmnode.protocols.peers import peer_from_public_key, peer_to_bytes
+from swarmnode.protocols.records import ServerRecord, sign_record
+from swarmnode.protocols.wire import unpack_map
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "tests" / "protocols" / "golden"
+PAGE = ROOT / "docs" / "PROTOCOL.md"
+
+SIGNING_KEY = SigningKey(bytes(range(32)))
+PEER = peer_from_public_key(bytes(SIGNING_KEY.verify_key))
+OTHER_PEER = peer_from_public_key(bytes(SigningKey(bytes(range(32, 64))).verify_key))
+SESSION_ID = bytes.fromhex("000102030405060708090a0b0c0d0e0f")
+NEXT_SESSION_ID = bytes.fromhex("101112131415161718191a1b1c1d1e1f")
+MODEL = ModelId("org/model", "4f2a", bytes([0xAB]) * 32)
+
+RECORD = ServerRecord(
+    peer=PEER,
+    sequence=7,
+    lifetime_seconds=45.0,
+    model=MODEL,
+    num_blocks=30,
+    start=10,
+    end=20,
+    dtype="float32",
+    quantisation="none",
+    state="online",
+    cache_tokens_left=65_536,
+    decode_tokens_per_second=21.5,
+    prefill_tokens_per_second=310.0,
+    addrs=("/ip4/192.0.2.7/tcp/4001",),
+    protocols=SPOKEN,
+    public_name="ada",
+)
+RECORD_BYTES = sign_record(RECORD, lambda data: SIGNING_KEY.sign(data).signature)
+
+STEP_TENSOR = TensorHeader("float32", (1, 2, 4))
+STEP_BODY = struct.pack("<8f", *(0.5 * number for number in range(8)))
+OUTPUT_TENSOR = TensorHeader("float32", (1, 1, 4))
+OUTPUT_BODY = STEP_BODY[16:]
+TRACE = (HopTrace(0, 10, 20, 900),)
+FULL_TRACE = (*TRACE, HopTrace(10, 30, 15, 1_800))
+
+
+@dataclass(frozen=True)
+class SessionExample:
+    name: str
+    message: Message
+    body: bytes = b""
+
+    @property
+    def data(self) -> bytes:
+        head, body = messages.encode(self.message, self.body)
+        return head + bytes(body)
+
+
+@dataclass(frozen=True)
+class DirectoryExample:
+    name: str
+    message: DirectoryMessage
+
+    @property
+    def data(self) -> bytes:
+        head, body = directory.encode(self.message)
+        return head + bytes(body)
+
+
+@dataclass(frozen=True)
+class BytesExample:
+    """What is not a frame: a peer id, a record, a key."""
+
+    name: str
+    data: bytes
+
+
+SESSION_EXAMPLES = (
+    SessionExample(
+        "open",
+        Open(
+            session=SESSION_ID,
+            model=MODEL,
+            start=0,
+            end=10,
+            dtype="float32",
+            codecs=(0,),
+            rows=1,
+            max_tokens=512,
+            predecessor=None,
+            successor=Successor(OTHER_PEER, ("/ip4/192.0.2.8/tcp/4001",), NEXT_SESSION_ID),
+        ),
+    ),
+    SessionExample("opened", Opened(SESSION_ID, 65_024, 1_024, 4)),
+    SessionExample("attach", Attach(NEXT_SESSION_ID)),
+    SessionExample("attached", Attached()),
+    SessionExample("step", Step(3, 40, 1, STEP_TENSOR, TRACE), STEP_BODY),
+    SessionExample("output", Output(3, 41, 30, OUTPUT_TENSOR, FULL_TRACE), OUTPUT_BODY),
+    SessionExample("output_undelivered", Output(3, 40, 10, STEP_TENSOR, TRACE), STEP_BODY),
+    SessionExample("output_acknowledgement", Output(2, 40, 30, TensorHeader("float32", (1, 0, 4)), FULL_TRACE)),
+    SessionExample("refused", Refused("peer-busy", "All 256 sessions are taken.", "Try another server.", 4.5)),
+    SessionExample("break", Break("replay-needed", "The cache begins at position 32.", "Send it again.", 4)),
+    SessionExample("close", Close()),
+    SessionExample("ping", Ping(1)),
+    SessionExample("pong", Pong(1)),
+)
+DIRECTORY_EXAMPLES = (
+    DirectoryExample("announce", Announce(model_key(MODEL.name), ((RECORD_BYTES, 1.5),))),
+    DirectoryExample(
+        "announced",
+        Announced((Verdict(True), Verdict(False, "A newer record of this server is known.", 9, True))),
+    ),
+    DirectoryExample("find", Find(model_key(MODEL.name))),
+    DirectoryExample("found", Found(((RECORD_BYTES, 2.0),), crowded=False)),
+    DirectoryExample("get_info", GetInfo()),
+    DirectoryExample("info", Info(RECORD_BYTES)),
+    DirectoryExample("info_none", Info(None)),
+)
+BYTES_EXAMPLES = (
+    BytesExample("peer_id", peer_to_bytes(PEER)),
+    BytesExample("record", RECORD_BYTES),
+    BytesExample("key_model", model_key(MODEL.name)),
+    BytesExample("key_bucket_0", bucket_keys(MODEL.name, 0, 32)[0]),
+    BytesExample("key_bucket_1", bucket_keys(MODEL.name, 32, 64)[0]),
+    BytesExample("key_index", INDEX_KEY),
+    BytesExample("home", home_key(peer_to_bytes(PEER))),
+)
+EXAMPLES: tuple[SessionExample | DirectoryExample | BytesExample, ...] = (
+    *BYTES_EXAMPLES,
+    *SESSION_EXAMPLES,
+    *DIRECTORY_EXAMPLES,
+)
+
+
+def hex_lines(data: bytes) -> str:
+    """32 bytes a line."""
+    return "\n".join(data[start : start + 32].hex() for start in range(0, len(data), 32)) + "\n"
+
+
+def shown(value: object) -> str:
+    """A header for people: JSON, but for bytes, which are h'…', and numbers with a fraction, which keep it."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case bytes():
+            return f"h'{value.hex()}'"
+        case str():
+            return f'"{value}"'
+        case list():
+            return "[" + ", ".join(shown(item) for item in value) + "]"
+        case dict():
+            return "{" + ", ".join(f'"{name}": {shown(item)}' for name, item in value.items()) + "}"
+        case _:
+            return repr(value)
+
+
+def block(example: SessionExample | DirectoryExample | BytesExample) -> str:
+    """The example as the page shows it."""
+    lines = [f"#### `{example.name}`", ""]
+    if example.name == "record":
+        lines += ["```text", shown(unpack_map(example.data[64:], "record")), "```", ""]
+    if not isinstance(example, BytesExample):
+        reader = FrameReader()
+        reader.feed(example.data)
+        frame = reader.next_frame()
+        assert frame is not None
+        lines += ["```text", shown(dict(frame.header)), "```", ""]
+    return "\n".join([*lines, "```hex", hex_lines(example.data) + "```", ""])
+
+
+def page_examples(page: str) -> dict[str, bytes]:
+    """The bytes of every example of the page, by name."""
+    found = re.findall(r"^#### `(\w+)`\n(?:(?!####).)*?^```hex\n([0-9a-f\n]*)```$", page, re.MULTILINE | re.DOTALL)
+    return {name: bytes.fromhex(text) for name, text in found}
+
+
+def write() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for example in EXAMPLES:
+        (FOLDER / f"{example.name}.hex").write_text(hex_lines(example.data))
+    page = PAGE.read_text()
+    begin, end = "<!-- examples begin -->\n", "<!-- examples end -->"
+    head, rest = page.split(begin)
+    tail = rest.split(end)[1]
+    PAGE.write_text(head + begin + "\n" + "\n".join(block(example) for example in EXAMPLES) + "\n" + end + tail)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(__doc__)
+    write()
