@@ -15,6 +15,7 @@ import trio
 from swarmnode.errors import BadInput, PeerRefused, PeerUnreachable
 
 from .answer import answer
+from .background import open_background
 from .identity import Identity, identity_from_seed
 from .metric import closest
 from .network import PeerAddrs, Stream, StreamHandler
@@ -33,11 +34,13 @@ class MemoryNet:
 
     Attributes:
         opened: how many streams were opened, by protocol: the messages of request-and-answer protocols.
+        opened_by: the same, by who opened them and the protocol.
         lookups: how often `closest_peers` was asked.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.opened: Counter[str] = Counter()
+        self.opened_by: Counter[tuple[str, str]] = Counter()
         self.lookups = 0
         self._nursery = nursery
         self._peers: dict[str, MemoryNetwork] = {}
@@ -163,6 +166,7 @@ class MemoryNetwork:
 
     async def open_stream(self, peer: str, protocol: str, addrs: Sequence[str] = ()) -> Stream:
         self._net.opened[protocol] += 1
+        self._net.opened_by[self.peer, protocol] += 1
         if peer == self.peer:
             return self._open(self, protocol)
         if peer not in self._links:
@@ -279,7 +283,5 @@ def _unreachable(peer: str) -> PeerUnreachable:
 @asynccontextmanager
 async def open_memory_net() -> AsyncIterator[MemoryNet]:
     """A network inside this process; leaving it ends all its handlers."""
-    async with trio.open_nursery() as nursery:
-        net = MemoryNet(nursery)
-        yield net
-        nursery.cancel_scope.cancel()
+    async with open_background() as nursery:
+        yield MemoryNet(nursery)
