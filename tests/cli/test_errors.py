@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import stat
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 
 from support.programs import swarm
 from support.tiny_folder import BLOCKS, CONTEXT_TOKENS
+from swarmnode.models.tensor_writer import TensorWriter
 from swarmnode.node.identity import create_identity
 
 Events = list[dict[str, Any]]
@@ -171,3 +175,19 @@ def test_weights_that_are_cut_short(told: Told, tiny_model: Path, tmp_path: Path
         data = file.read_bytes()
         (tmp_path / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
     check(told("serve", str(tmp_path), *LOOPBACK), "checkpoint-broken", 3, "model.safetensors")
+
+
+def test_no_room_for_a_conversion(told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=10**9, used=10**9, free=0))
+    check(told("serve", "--blocks", "0:1", *LOOPBACK), "disk-full", 3, str(tmp_path), "0 MB are free")
+
+
+def test_the_disk_fills_up_while_converting(told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(TensorWriter, "write", refuse)
+    check(told("serve", "--blocks", "0:1", *LOOPBACK), "disk-full", 3, str(tmp_path), "no room left")
+    assert not list((tmp_path / "swarmnode" / "converted").glob("*.unfinished"))
