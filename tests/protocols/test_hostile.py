@@ -5,24 +5,18 @@ Random bytes stop at the first check, so most examples here are true frames and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from random import Random
 
 import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.said import (
-    anything,
-    body_for,
-    directory_messages,
-    messages,
-    server_key,
-    server_record,
-    signed,
-    signed_server,
-    whole,
-)
+from support import golden
+from support.golden import DIRECTORY_EXAMPLES, SESSION_EXAMPLES
+from support.said import server_key, server_record, signed, signed_server
 from swarmnode._native import frame_checksum
 from swarmnode.errors import ProtocolViolation
 from swarmnode.protocols import directory, limits
@@ -79,88 +73,131 @@ def packed(value: object) -> bytes:
     return bytes(msgpack.packb(value, use_bin_type=True))
 
 
-@st.composite
-def damaged(draw: st.DrawFn, data: bytes) -> bytes:
+def damaged(random: Random, data: bytes) -> bytes:
     """The bytes with some overwritten, cut out, doubled or put in."""
     damage = bytearray(data)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(damage) - 1)))
-        match draw(st.sampled_from(["set", "flip", "cut", "insert", "double"])):
-            case "set" if damage:
-                damage[at] = draw(st.sampled_from([0x00, 0x7F, 0x80, 0xC0, 0xC1, 0xC6, 0xDB, 0xDD, 0xDF, 0xFF]))
-            case "flip" if damage:
-                damage[at] ^= 1 << draw(st.integers(0, 7))
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(damage) + 1)
+        match random.choice(["set", "flip", "cut", "insert", "double"]):
+            case "set":
+                damage[at : at + 1] = random.choice(
+                    [b"\x00", b"\x7f", b"\x80", b"\xc0", b"\xc1", b"\xc6", b"\xdd", b"\xff"]
+                )
+            case "flip" if at < len(damage):
+                damage[at] ^= 1 << random.randrange(8)
             case "cut":
-                del damage[at : at + draw(st.integers(1, 9))]
+                del damage[at : at + random.randint(1, 9)]
             case "insert":
-                damage[at:at] = draw(st.binary(min_size=1, max_size=9))
+                damage[at:at] = random.randbytes(random.randint(1, 9))
             case _:
                 damage[at:at] = damage[at : at + 16]
     return bytes(damage)
 
 
-@st.composite
-def altered(draw: st.DrawFn, value: object, depth: int = 0) -> object:
-    """A map or list with one thing in it replaced by anything, left out or added, at any depth."""
-    inside = isinstance(value, dict | list) and len(value) > 0 and (depth == 0 or draw(st.booleans()))
-    if not inside:
-        return draw(anything)
-    if isinstance(value, dict):
-        name = draw(st.sampled_from(sorted(value)))
-        match draw(st.sampled_from(["alter", "alter", "alter", "drop", "add"])):
-            case "alter":
-                return {**value, name: draw(altered(value[name], depth + 1))}
-            case "drop":
+LEAVES: list[object] = [None, True, False, -1, 0, 1, 2**31, 2**53, 2**62 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)]
+LEAVES += [
+    0.0,
+    -0.5,
+    60.5,
+    1e300,
+    math.nan,
+    math.inf,
+    "",
+    " ",
+    "float32",
+    "open",
+    "\x1b[2J",
+    "\u202eevil",
+    "a\nb",
+    "\x00",
+]
+LEAVES += [
+    "a" * 200,
+    "a" * 3_000,
+    "日" * 512,
+    golden.PEER,
+    "/ip4/1.2.3.4",
+    b"",
+    bytes(16),
+    bytes(32),
+    bytes(3_000),
+    [],
+    {},
+]
+
+
+def anything(random: Random, depth: int = 0) -> object:
+    """Any value that msgpack can carry, the nasty ones often."""
+    match random.randrange(6 if depth < 4 else 4):
+        case 0:
+            return random.randint(-(2 ** random.randrange(64)), 2 ** random.randrange(64))
+        case 1 | 2 | 3:
+            return random.choice(LEAVES)
+        case 4:
+            return [anything(random, depth + 1) for _ in range(random.choice([1, 2, 3, 4, 70]) if depth == 0 else 2)]
+        case _:
+            return {random.choice(["peer", "start", "x", ""]): anything(random, depth + 1) for _ in range(3)}
+
+
+def altered(random: Random, value: object) -> object:
+    """A map or list with one thing in it, at any depth, replaced by anything, left out or added."""
+    if isinstance(value, dict) and value and random.random() < 0.8:
+        name = random.choice(sorted(value))
+        match random.randrange(6):
+            case 0:
                 return {key: item for key, item in value.items() if key != name}
+            case 1:
+                return {**value, random.choice(["new", "", "session"]): anything(random)}
             case _:
-                return {**value, draw(st.text(max_size=5)): draw(anything)}
-    assert isinstance(value, list)
-    at = draw(st.integers(0, len(value) - 1))
-    return [*value[:at], draw(altered(value[at], depth + 1)), *value[at + 1 :]]
+                return {**value, name: altered(random, value[name])}
+    if isinstance(value, list) and value and random.random() < 0.8:
+        at = random.randrange(len(value))
+        return [*value[:at], altered(random, value[at]), *value[at + random.randrange(2) :]]
+    return anything(random)
 
 
-valid: st.SearchStrategy[tuple[bytes, bytes]] = st.one_of(
-    messages.map(lambda message: (session.encode(message, body_for(message))[0], body_for(message))),
-    directory_messages.map(lambda message: (directory.encode(message)[0], bytes(directory.encode(message)[1]))),
-)
+def parts(data: bytes) -> tuple[bytes, bytes]:
+    """A frame's header and body."""
+    header_end = 16 + int.from_bytes(data[4:8], "little")
+    return data[16:header_end], data[len(data) - int.from_bytes(data[8:12], "little") :]
 
 
-def header_of(head: bytes) -> bytes:
-    return head[16 : 16 + int.from_bytes(head[4:8], "little")]
+VALID = [example.data for example in (*SESSION_EXAMPLES, *DIRECTORY_EXAMPLES)]
+# Chance by seed: a hundred quick examples are worth more here than ten that can be shrunk.
+chance = st.integers(0, 2**64).map(Random)
 
 
-@hostile(2_000)
-@given(st.binary(max_size=300))
-def test_random_bytes(data: bytes) -> None:
-    heard(data)
-
-
-@hostile(2_000)
-@given(st.data(), valid, valid)
-def test_damaged_streams(data: st.DataObject, first: tuple[bytes, bytes], second: tuple[bytes, bytes]) -> None:
-    heard(data.draw(damaged(whole([*first, *second]))))
-
-
-@hostile(1_500)
-@given(st.binary(max_size=100), st.binary(max_size=50))
-def test_true_frames_around_random_headers(header: bytes, body: bytes) -> None:
-    heard(framed(header, body))
-
-
-@hostile(2_500)
-@given(st.data(), valid)
-def test_true_frames_around_damaged_headers(data: st.DataObject, parts: tuple[bytes, bytes]) -> None:
-    head, body = parts
-    heard(framed(data.draw(damaged(header_of(head))), body))
-
-
-@pytest.mark.slow
 @hostile(3_000)
-@given(st.data(), valid, st.booleans())
-def test_true_frames_around_altered_values(data: st.DataObject, parts: tuple[bytes, bytes], same_body: bool) -> None:
-    head, body = parts
-    header = data.draw(altered(unpack_map(header_of(head), "header")))
-    heard(framed(packed(header), body if same_body else data.draw(st.binary(max_size=64))))
+@given(chance)
+def test_random_bytes(random: Random) -> None:
+    heard(random.randbytes(random.randrange(300)))
+
+
+@hostile(3_000)
+@given(chance)
+def test_damaged_streams(random: Random) -> None:
+    heard(damaged(random, random.choice(VALID) + random.choice(VALID)))
+
+
+@hostile(2_000)
+@given(chance)
+def test_true_frames_around_random_headers(random: Random) -> None:
+    heard(framed(random.randbytes(random.randint(1, 100)), random.randbytes(random.choice([0, 0, 50]))))
+
+
+@hostile(4_000)
+@given(chance)
+def test_true_frames_around_damaged_headers(random: Random) -> None:
+    header, body = parts(random.choice(VALID))
+    heard(framed(damaged(random, header), body))
+
+
+@hostile(6_000)
+@given(chance)
+def test_true_frames_around_altered_values(random: Random) -> None:
+    header, body = parts(random.choice(VALID))
+    values = altered(random, unpack_map(header, "header"))
+    heard(framed(packed(values), random.choice([body, body, body[:-1], b""])))
 
 
 PAYLOAD = unpack_map(signed(server_record(1))[limits.SIGNATURE_BYTES :], "record")
@@ -180,16 +217,16 @@ def opened(data: bytes) -> None:
         assert 0 <= record.start < record.end <= record.num_blocks <= limits.MAX_BLOCKS
 
 
-@hostile(1_000)
-@given(st.data())
-def test_damaged_records(data: st.DataObject) -> None:
-    opened(data.draw(st.binary(max_size=200) | damaged(signed_server(1))))
+@hostile(1_500)
+@given(chance)
+def test_damaged_records(random: Random) -> None:
+    opened(damaged(random, signed_server(1)) if random.random() < 0.8 else random.randbytes(200))
 
 
-@hostile(1_000)
-@given(st.data())
-def test_truly_signed_records_of_altered_values(data: st.DataObject) -> None:
-    record = resigned(packed(data.draw(altered(PAYLOAD))))
+@hostile(2_000)
+@given(chance)
+def test_truly_signed_records_of_altered_values(random: Random) -> None:
+    record = resigned(packed(altered(random, PAYLOAD)))
     opened(record)
     verdict = RecordStore().offer(model_key(server_record(1).model.name), record, 0, now=0)
     assert verdict.stored == (verdict.reason == "")

@@ -222,18 +222,3 @@ directory_messages: st.SearchStrategy[DirectoryMessage] = st.one_of(
     st.builds(Info, record=st.none() | st.binary(min_size=1, max_size=500)),
     st.builds(Refused, code=st.just("peer-busy"), message=prose),
 )
-
-
-anything: st.SearchStrategy[object] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.sampled_from([-1, 0, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1])
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from(["\x1b[2J", "\u202eevil", "a" * 3_000, "float32", "\x00"])
-    | st.binary(max_size=40),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=5),
-    max_leaves=12,
-)
-"""Any value msgpack can carry, the nasty ones often."""
