@@ -66,30 +66,27 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
     raise ProtocolViolation("A value has a msgpack extension type; none is allowed.")
 
 
-def _check(value: object, what: str, depth: int) -> None:
+def _check(container: object, what: str, depth: int) -> None:
     """Refuse what msgpack can say and we do not: deep nests, keys that are not text, huge integers, NaN."""
-    if type(value) in _PLAIN:
-        return
-    if isinstance(value, int):
-        if not limits.MIN_INT <= value <= limits.MAX_INT:
-            raise ProtocolViolation(f"The {what} has an integer of more than 63 bits.")
-        return
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ProtocolViolation(f"The {what} has a number that is not finite.")
-        return
     if depth > limits.MAX_DEPTH:
         raise ProtocolViolation(f"The {what} is nested deeper than {limits.MAX_DEPTH}.")
-    if isinstance(value, list):
-        for item in value:
-            _check(item, what, depth + 1)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ProtocolViolation(f"The {what} has a key that is not text.")
-            _check(item, what, depth + 1)
-    else:
+    if isinstance(container, dict):
+        if not all(type(key) is str for key in container):
+            raise ProtocolViolation(f"The {what} has a key that is not text.")
+        _check(list(container.values()), what, depth)
+        return
+    if not isinstance(container, list):
         raise ProtocolViolation(f"The {what} has a value of a type that is not allowed.")
+    for item in container:
+        kind = type(item)
+        if kind is int:
+            if not limits.MIN_INT <= item <= limits.MAX_INT:
+                raise ProtocolViolation(f"The {what} has an integer of more than 63 bits.")
+        elif kind is float:
+            if not math.isfinite(item):
+                raise ProtocolViolation(f"The {what} has a number that is not finite.")
+        elif kind not in _PLAIN:
+            _check(item, what, depth + 1)
 
 
 def _kind(value: object) -> str:
