@@ -19,7 +19,7 @@ from swarmnode.errors import CheckpointBroken
 
 __all__ = ["download_file"]
 
-CHUNK_BYTES = 1 << 20
+REPORT_BYTES = 1 << 20
 STALL_SECONDS = 30.0
 """A connection that brings nothing for so long is given up and made anew."""
 
@@ -99,12 +99,15 @@ def _fetch_rest(url: str, headers: Mapping[str, str], partial: Path, have: int, 
         # A server may ignore the range and send all of it.
         goes_on = response.status_code == PARTIAL_CONTENT
         with partial.open("ab" if goes_on else "wb") as file:
-            done = have if goes_on else 0
+            done = told = have if goes_on else 0
             report(done)
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            # As the chunks come: gathered into larger ones, the last would be lost with the connection.
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 done += len(chunk)
-                report(done)
+                if done - told >= REPORT_BYTES:
+                    report(done)
+                    told = done
 
 
 def _length(path: Path) -> int:

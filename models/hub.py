@@ -90,7 +90,7 @@ class HubFiles:
         sizes = self._sizes or {}
         require_room(self._cache, sum(sizes[name] for name in missing), f"The download of {self.name}")
         for name in missing:
-            with disk_full_named(self._cache), _explained(self.name, name):
+            with disk_full_named(self._cache), _explained(self.name, self._wanted, name):
                 self._download(name, sizes[name])
         return [self._snapshot / name for name in names]
 
@@ -100,7 +100,7 @@ class HubFiles:
         if path.is_file():
             return read_header(path)
         self._require_listed(name)
-        with _explained(self.name, name):
+        with _explained(self.name, self._wanted, name):
             try:
                 header = HfApi().parse_safetensors_file_metadata(self.name, name, revision=self.commit)
             except SafetensorsParsingError as error:
@@ -121,7 +121,7 @@ class HubFiles:
     def _resolve(self) -> tuple[str, dict[str, int] | None]:
         """The commit, and the size of every file in it, or None when only the cache can be asked."""
         try:
-            with _explained(self.name, None):
+            with _explained(self.name, self._wanted):
                 info = HfApi().model_info(self.name, revision=self._wanted, files_metadata=True, timeout=ANSWER_SECONDS)
         except HubUnreachable as error:
             return self._cached_commit(error), None
@@ -190,7 +190,7 @@ class HubFiles:
 
 
 @contextmanager
-def _explained(repo: str, file: str | None) -> Iterator[None]:
+def _explained(repo: str, revision: str, file: str | None = None) -> Iterator[None]:
     """Turns what huggingface_hub raises into our errors, about a model or one file of it."""
     what = repo if file is None else f"{file} of {repo}"
     try:
@@ -204,7 +204,7 @@ def _explained(repo: str, file: str | None) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(
-            f"{repo} has no such revision.", hint=f"See {constants.ENDPOINT}/{repo}/commits for those it has."
+            f"{repo} has no revision {revision}.", hint=f"See {constants.ENDPOINT}/{repo}/commits for those it has."
         ) from error
     except RemoteEntryNotFoundError as error:
         raise CheckpointBroken(
