@@ -35,6 +35,7 @@ from swarmnode.protocols.store import RecordStore
 
 from .announcing import ClosestPeers, HandOn, next_sequence
 from .finding import Merge, newest_of
+from .metric import closest
 from .network import Network, PeerAddrs
 from .records import PEER_SECONDS, Responder, request
 
@@ -42,6 +43,8 @@ __all__ = ["Directory"]
 
 COPIES = 8
 """How many of the peers closest to a key keep its records."""
+SPARE_COPIES = 2
+"""So many more are asked and told, as some of those we know may be dead."""
 ASKED_AT_ONCE = 4
 HEDGE_SECONDS = 0.5
 """While an answer is missing for so long, one more peer is asked."""
@@ -253,16 +256,16 @@ class Directory:
             self._hand_on.forget_all_but(keys)
             async with trio.open_nursery() as nursery:
                 for key in keys:
-                    closest = self._network.known_closest(key, self._copies)
-                    for peer in self._hand_on.due(key, closest):
-                        nursery.start_soon(self._hand_to, key, peer, closest)
+                    near = self._network.known_closest(key, self._copies)
+                    for peer in self._hand_on.due(key, near):
+                        nursery.start_soon(self._hand_to, key, peer, near)
 
-    async def _hand_to(self, key: bytes, peer: PeerAddrs, closest: Sequence[PeerAddrs]) -> None:
+    async def _hand_to(self, key: bytes, peer: PeerAddrs, near: Sequence[PeerAddrs]) -> None:
         records = self._store.find(key, trio.current_time()).records
         for start in range(0, len(records), MAX_ANNOUNCED_RECORDS):
             if not await self._give(key, peer, records[start : start + MAX_ANNOUNCED_RECORDS]):
                 return
-        self._hand_on.given(key, peer.peer, closest)
+        self._hand_on.given(key, peer.peer, near)
 
     async def _leave(self) -> None:
         """End our own record and give those of others to the peers that are closest without us."""
@@ -271,9 +274,9 @@ class Directory:
                 nursery.start_soon(self._withdraw, self._last_record)
             keys = self._store.keys()
             for key in keys:
-                closest = self._network.known_closest(key, self._copies + 1)
-                for peer in self._hand_on.due(key, closest):
-                    nursery.start_soon(self._hand_to, key, peer, closest)
+                near = self._network.known_closest(key, self._copies + 1)
+                for peer in self._hand_on.due(key, near):
+                    nursery.start_soon(self._hand_to, key, peer, near)
 
     # Finding.
 
@@ -328,12 +331,14 @@ class Directory:
         return answered
 
     async def _closest_peers(self, key: bytes) -> Sequence[PeerAddrs]:
+        """The peers closest to a key: those of a look-up not too long ago, and any newcomer that we know of."""
         now = trio.current_time()
-        peers = self._closest.get(key, now)
-        if peers is None:
-            peers = tuple(await self._network.closest_peers(key, self._copies))
-            self._closest.put(key, peers, trio.current_time())
-        return peers
+        found = self._closest.get(key, now)
+        if found is None:
+            found = tuple(await self._network.closest_peers(key, self._copies))
+            self._closest.put(key, found, trio.current_time())
+        known = {each.peer: each for each in (*self._network.known_closest(key, self._copies), *found)}
+        return [known[peer] for peer in closest(key, known, self._copies + SPARE_COPIES)]
 
     # Answering.
 

@@ -94,6 +94,10 @@ class MemoryNet:
             return None
         return self._delays.get(one, 0.0) + self._delays.get(other, 0.0)
 
+    @property
+    def living_count(self) -> int:
+        return sum(network.alive for network in self._peers.values())
+
     def living(self, peer: str) -> MemoryNetwork | None:
         """A peer by its id, if it lives."""
         network = self._peers.get(peer)
@@ -185,7 +189,8 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
         self._net.lookups += 1
         found, edge = {self.peer}, [self]
-        while edge:
+        everybody = self._net.living_count
+        while edge and len(found) < everybody:
             network = edge.pop()
             for peer in list(network._known - found):
                 other = self._net.living(peer)

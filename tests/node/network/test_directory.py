@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from swarmnode.errors import PeerFault, PeerRefused, PeerUnreachable
-from swarmnode.node.directory import COPIES, Directory
+from swarmnode.node.directory import COPIES, SPARE_COPIES, Directory
 from swarmnode.node.identity import create_identity
 from swarmnode.node.memory import MemoryNet, MemoryNetwork, open_memory_net
 from swarmnode.node.network import PeerAddrs
@@ -247,6 +247,7 @@ async def test_confirm_asks_the_server_itself(autojump_clock: MockClock) -> None
             await swarm.directories[asker].confirm(found)
 
 
+@pytest.mark.slow
 async def test_three_hundred_servers_of_a_deep_model_are_all_found_by_few_messages(autojump_clock: MockClock) -> None:
     rng = random.Random(7)
     async with open_swarm(40) as swarm:
@@ -255,11 +256,11 @@ async def test_three_hundred_servers_of_a_deep_model_are_all_found_by_few_messag
         for number in range(300):
             start = rng.randrange(0, 120)
             servers.append(await swarm.serve(1000 + number, start, min(126, start + rng.randrange(2, 9))))
-        await trio.sleep(40)  # everybody has refreshed and knows that it is crowded
+        await trio.sleep(16)  # everybody has refreshed and knows that it is crowded
         before = swarm.net.opened_by[asker, RECORDS]
         found = await swarm.directories[asker].find_servers(MODEL.name, 126)
         assert {record.peer for record in found} == set(servers)
-        assert swarm.net.opened_by[asker, RECORDS] - before <= 5 * COPIES
+        assert swarm.net.opened_by[asker, RECORDS] - before <= 5 * (COPIES + SPARE_COPIES)
 
 
 async def test_half_the_peers_replaced_and_still_everything_is_found(autojump_clock: MockClock) -> None:
