@@ -1,0 +1,324 @@
+"""A server's sessions, spoken by hand: right answers, honest refusals, nothing left behind."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import trio
+
+from swarmnode.errors import PeerLost
+from swarmnode.node.defaults import MAX_IN_FLIGHT_STEPS
+from swarmnode.protocols.messages import (
+    Attach,
+    Attached,
+    Break,
+    Close,
+    Ping,
+    Pong,
+    Refused,
+    Step,
+    Successor,
+    TensorHeader,
+)
+from swarmnode.protocols.records import ModelId
+
+if TYPE_CHECKING:
+    from .conftest import Pond
+
+
+async def test_steps_give_what_the_blocks_give(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
+    prompt, token = pond.hidden(5), pond.hidden(1, seed=1)
+    expected = pond.run(0, 4, prompt, token)
+
+    await talk.step(0, prompt, 0, keep=2)
+    output, hidden = await talk.output()
+    assert (output.step, output.position, output.next_block) == (0, 3, 4)
+    assert torch.equal(hidden, expected[0][:, -2:])
+    (trace,) = output.trace
+    assert (trace.start, trace.end) == (0, 4)
+    assert trace.compute_us > 0
+
+    await talk.step(1, token, 5)
+    assert torch.equal((await talk.output())[1], expected[1])
+
+    await talk.step(2, pond.hidden(3, seed=2), 6, keep=0)
+    output, hidden = await talk.output()
+    assert hidden.shape == (1, 0, pond.checkpoint.hidden_size)
+
+    # Behind: truncates, and goes on as if the rest had never been.
+    await talk.step(3, token, 5)
+    assert torch.equal((await talk.output())[1], expected[1])
+    await talk.say(Close())
+    await server.idle()
+    assert server.admission.tokens_left == 1000
+
+
+async def test_a_part_of_the_span_can_be_opened(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.opened(pond.network(), server, pond.open_message(1, 4))
+    hidden = pond.hidden(3)
+    await talk.step(0, hidden, 0)
+    assert torch.equal((await talk.output())[1], pond.run(1, 4, hidden)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"model": ModelId("other", "r", b"d" * 32)}, "model-mismatch", "This server holds llama, not other."),
+        ({"start": 0, "end": 3}, "peer-refused", "Blocks 0:3 are not the last and have no successor."),
+        ({"start": 0, "end": 5}, "bad-range", "This server holds blocks 0:4, not 0:5."),
+        ({"dtype": "int7"}, "peer-refused", "Hidden states cannot be sent here as int7."),
+        ({"rows": 2}, "peer-refused", "This server runs 1 row in a session, not 2."),
+        ({"max_tokens": 1001}, "peer-busy", "The cache has room for 1000 of 1000 tokens; 1001 are wanted."),
+    ],
+)
+async def test_refusals_say_why(pond: Pond, changes: dict[str, Any], code: str, message: str) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.talk(pond.network(), server)
+    await talk.say(pond.open_message(0, 4, **changes))
+    answer = await talk.hear()
+    assert isinstance(answer, Refused)
+    assert (answer.code, answer.message) == (code, message)
+    assert (answer.retry_after_seconds is not None) == (code == "peer-busy")
+    await server.idle()
+
+
+async def test_a_model_of_the_same_name_is_told_apart(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.talk(pond.network(), server)
+    ours = pond.model
+    await talk.say(pond.open_message(0, 4, model=ModelId(ours.name, "elsewhere", ours.digest)))
+    answer = await talk.hear()
+    assert isinstance(answer, Refused)
+    assert (
+        answer.message == f"This server holds llama at revision {ours.revision[:12]}, not llama at revision elsewhere."
+    )
+
+
+async def test_a_server_that_is_not_online_is_busy(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    for state, doing in (("joining", "is still loading its blocks"), ("draining", "is leaving")):
+        server.handler.state = state  # type: ignore[assignment]
+        talk = await pond.talk(pond.network(), server)
+        await talk.say(pond.open_message(0, 4))
+        answer = await talk.hear()
+        assert isinstance(answer, Refused)
+        assert (answer.code, answer.message) == ("peer-busy", f"This server {doing}.")
+
+
+async def test_a_session_id_is_used_once(pond: Pond) -> None:
+    server, network = pond.serve(0, 4), pond.network()
+    await pond.opened(network, server, pond.open_message(0, 4))
+    second = await pond.talk(pond.network(), server)
+    await second.say(pond.open_message(0, 4))
+    answer = await second.hear()
+    assert isinstance(answer, Refused)
+    assert answer.message == "This session is open already."
+    assert server.handler.sessions == 1
+
+
+async def test_pings_are_answered_while_steps_are_computed(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
+    gate = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def hold_the_thread() -> None:
+        trio.from_thread.run(gate.wait, trio_token=token)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pond.torch_thread.run, hold_the_thread)
+        await talk.step(0, pond.hidden(2), 0)
+        await talk.say(Ping(99))
+        assert await talk.hear() == Pong(99)
+        gate.set()
+        assert (await talk.output())[0].step == 0
+
+
+async def test_what_the_client_breaks_off_is_freed(pond: Pond) -> None:
+    server, network = pond.serve(0, 4), pond.network()
+    for end in ("close", "reset", "eof"):
+        talk = await pond.opened(network, server, pond.open_message(0, 4))
+        await talk.step(0, pond.hidden(4), 0)
+        if end == "close":
+            await talk.messages.close()
+        elif end == "reset":
+            await talk.messages.reset()
+        else:
+            await talk.messages._stream.send_eof()
+        await server.idle()
+        assert server.admission.tokens_left == 1000
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Step(0, 0, 1, TensorHeader("float32", (2, 1, 64))), "sent a step of shape [2, 1, 64]"),
+        (Step(0, 0, 1, TensorHeader("float32", (1, 1, 32))), "sent a step of shape [1, 1, 32]"),
+        (Step(0, 0, 1, TensorHeader("float32", (1, 1025, 64))), "sent a step of shape [1, 1025, 64]"),
+        (Step(0, 7, 1, TensorHeader("float32", (1, 1, 64))), "A step came for position 7"),
+    ],
+)
+async def test_steps_that_do_not_fit_break_the_session(pond: Pond, step: Step, message: str) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
+    await talk.say(step, bytes(step.tensor.body_bytes))
+    answer = await talk.hear()
+    assert isinstance(answer, Break)
+    assert answer.code == "protocol-violation"
+    assert message in answer.message
+    await server.idle()
+
+
+async def test_more_steps_than_agreed_break_the_session(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
+    gate = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pond.torch_thread.run, lambda: trio.from_thread.run(gate.wait, trio_token=token))
+        for number in range(MAX_IN_FLIGHT_STEPS + 2):
+            await talk.step(number, pond.hidden(1), number)
+        answer = await talk.hear()
+        gate.set()
+    assert isinstance(answer, Break)
+    assert f"more than {MAX_IN_FLIGHT_STEPS} steps under way" in answer.message
+    await server.idle()
+
+
+async def test_a_session_grows_while_there_is_room(pond: Pond) -> None:
+    server = pond.serve(0, 4, cache_tokens=300)
+    talk = await pond.opened(pond.network(), server, pond.open_message(0, 4, max_tokens=10))
+    await talk.step(0, pond.hidden(100), 0, keep=1)
+    await talk.output()
+    assert server.admission.tokens_left == 300 - 10 - 256
+    await talk.step(1, pond.hidden(250), 100, keep=1)
+    answer = await talk.hear()
+    assert isinstance(answer, Break)
+    assert (answer.code, answer.step) == ("peer-busy", 1)
+    assert answer.message == "The session wants to hold 350 tokens and the cache is full."
+    await server.idle()
+    assert server.admission.tokens_left == 300
+
+
+async def test_two_servers_pass_steps_on(pond: Pond) -> None:
+    first, second, network = pond.serve(0, 2), pond.serve(2, 4), pond.network()
+    ours, theirs = b"1" * 16, b"2" * 16
+    successor = Successor(second.peer, second.network.addrs, theirs)
+    head = await pond.opened(network, first, pond.open_message(0, 2, session=ours, successor=successor))
+    # The second open comes late: the attach waits for it.
+    tail = await pond.opened(network, second, pond.open_message(2, 4, session=theirs, predecessor=first.peer))
+    prompt = pond.hidden(5)
+    await head.step(0, prompt, 0, keep=1)
+    output, hidden = await tail.output()
+    assert torch.equal(hidden, pond.run(0, 4, prompt)[0][:, -1:])
+    assert [(hop.start, hop.end) for hop in output.trace] == [(0, 2), (2, 4)]
+    await head.close()
+    await tail.close()
+    await first.idle()
+    await second.idle()
+
+
+async def test_only_the_named_predecessor_may_attach(pond: Pond) -> None:
+    server, network, stranger = pond.serve(0, 4), pond.network(), pond.network()
+    await pond.opened(network, server, pond.open_message(0, 4, predecessor=network.peer))
+    talk = await pond.talk(stranger, server)
+    await talk.say(Attach(bytes(16)))
+    answer = await talk.hear()
+    assert isinstance(answer, Refused)
+    assert answer.message == "No session here expects you."
+    right = await pond.talk(network, server)
+    await right.say(Attach(bytes(16)))
+    assert await right.hear() == Attached()
+
+
+async def test_an_attach_that_nobody_opens_is_refused_in_time(pond: Pond, autojump_clock: object) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.talk(pond.network(), server)
+    await talk.say(Attach(b"x" * 16))
+    answer = await talk.hear()
+    assert isinstance(answer, Refused)
+    assert answer.message == "No session here expects you."
+
+
+async def test_a_step_for_an_unreachable_successor_comes_back(pond: Pond) -> None:
+    first, second, network = pond.serve(0, 2), pond.serve(2, 4), pond.network()
+    pond.net.kill(second.peer)
+    successor = Successor(second.peer, second.network.addrs, b"2" * 16)
+    head = await pond.opened(network, first, pond.open_message(0, 2, successor=successor))
+    prompt = pond.hidden(5)
+    await head.step(0, prompt, 0, keep=1)
+    output, hidden = await head.output()
+    assert (output.step, output.position, output.next_block) == (0, 0, 2)
+    assert torch.equal(hidden, pond.run(0, 2, prompt)[0])
+
+
+async def test_what_a_broken_link_may_have_lost_comes_back_and_twice_is_once(pond: Pond) -> None:
+    first, second, network = pond.serve(0, 2), pond.serve(2, 4), pond.network()
+    successor = Successor(second.peer, second.network.addrs, b"2" * 16)
+    head = await pond.opened(network, first, pond.open_message(0, 2, session=b"1" * 16, successor=successor))
+    asked = pond.open_message(2, 4, session=b"2" * 16, predecessor=first.peer)
+    tail = await pond.opened(network, second, asked)
+    prompt, token = pond.hidden(5), pond.hidden(1, seed=1)
+    await head.step(0, prompt, 0, keep=1)
+    assert (await tail.output())[0].step == 0
+    pond.cut(first, second)
+    output, hidden = await head.output()
+    assert (output.step, output.next_block) == (0, 2)
+    # The client sends it on although it did arrive: nothing comes of it.
+    await tail.step(0, hidden, 0, keep=1)
+    await head.step(1, token, 5)
+    output, hidden = await head.output()
+    assert (output.step, output.next_block) == (1, 2)
+    await tail.step(1, hidden, 5)
+    output, hidden = await tail.output()
+    assert output.step == 1
+    assert torch.equal(hidden, pond.run(0, 4, prompt, token)[1])
+
+
+async def test_a_client_that_falls_silent_is_let_go(pond: Pond, mock_clock: Any) -> None:
+    server, network = pond.serve(0, 4), pond.network()
+    talk = await pond.opened(network, server, pond.open_message(0, 4))
+    mock_clock.autojump_threshold = 0.05
+    pond.net.blackhole(network.peer)
+    began = trio.current_time()
+    await server.idle(poll_seconds=1.0)
+    assert trio.current_time() - began < 30
+    with pytest.raises(PeerLost):
+        await talk.hear()
+
+
+async def test_an_idle_session_gives_its_cache_up(pond: Pond, mock_clock: Any) -> None:
+    server, network = pond.serve(0, 4), pond.network()
+    talk = await pond.opened(network, server, pond.open_message(0, 4))
+    mock_clock.autojump_threshold = 0.0005
+
+    async def ping() -> None:
+        with suppress(PeerLost):
+            while True:
+                await talk.say(Ping(1))
+                await trio.sleep(10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ping)
+        while isinstance(answer := await talk.hear(), Pong):
+            pass
+        nursery.cancel_scope.cancel()
+    assert isinstance(answer, Break)
+    assert answer.message == "The session did nothing for 30 minutes, so its cache was given up."
+    await server.idle()
+
+
+async def test_leaving_tells_the_clients(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
+    await server.handler.leave()
+    answer = await talk.hear()
+    assert isinstance(answer, Break)
+    assert (answer.code, answer.message) == ("peer-lost", "This server is leaving.")
+    assert server.handler.sessions == 0
