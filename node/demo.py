@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import trio
 
-from .processes import OwnProcess, OwnProcesses
+from .processes import OwnProcess
+from .waiting import Program, can_fork, fork_waiting, spawn_waiting
 
-__all__ = ["DEMO_BLOCKS", "equal_shares", "process_environment", "start_bootstrap", "start_servers"]
+__all__ = ["DEMO_BLOCKS", "begin_bootstrap", "equal_shares", "make_servers", "process_environment", "serve_shares"]
 
 DEMO_BLOCKS: Final = 30
 """How many blocks the demo's model has: known before anybody has loaded it."""
 
 _LISTEN: Final = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns")
+# What a server and who asks it import, and what takes the longest to.
+_HEAVY: Final = ("swarmnode.node.host", "swarmnode.node.offering", "swarmnode.node.asking")
 
 
 def equal_shares(num_blocks: int, servers: int) -> tuple[tuple[int, int], ...]:
@@ -36,39 +40,40 @@ def process_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**defaults, **own}
 
 
-async def start_bootstrap(
-    processes: OwnProcesses, environ: Mapping[str, str], on_start: Callable[[OwnProcess, tuple[int, int] | None], None]
-) -> str:
-    """Start the bootstrap node and return the address to join it by. Raises `MachineFault`."""
-    node = processes.start("bootstrap", ["bootstrap", *_LISTEN], environ)
-    on_start(node, None)
-    listening = await node.wait_for("listening")
-    return str(listening["addrs"][0])
+def begin_bootstrap(environ: Mapping[str, str]) -> OwnProcess:
+    """Start the bootstrap node; it needs nothing heavy."""
+    node = OwnProcess("bootstrap", spawn_waiting())
+    node.begin(["bootstrap", *_LISTEN], environ)
+    return node
 
 
-async def start_servers(
-    processes: OwnProcesses,
+def make_servers(count: int, program: Program) -> list[OwnProcess]:
+    """So many processes in waiting, to be told what to serve by `serve_shares`.
+
+    Where it can be, all that is heavy is imported here, once, and shared with them: so call this from the main thread
+    before the event loop runs and before anything has computed. Takes seconds.
+    """
+    if can_fork():
+        for module in _HEAVY:
+            import_module(module)
+        return [OwnProcess(f"server {number}", fork_waiting(program)) for number in range(1, count + 1)]
+    return [OwnProcess(f"server {number}", spawn_waiting()) for number in range(1, count + 1)]
+
+
+async def serve_shares(
+    bootstrap: OwnProcess,
+    servers: Sequence[OwnProcess],
     environ: Mapping[str, str],
-    on_start: Callable[[OwnProcess, tuple[int, int] | None], None],
     *,
     model: str,
-    join: str,
-    shares: tuple[tuple[int, int], ...],
-) -> list[dict[str, Any]]:
-    """Start a server for each share and wait until all are ready; their `ready` events. Raises `MachineFault`."""
-    started: list[OwnProcess] = []
-    for number, (start, end) in enumerate(shares, 1):
-        arguments = ["serve", model, "--blocks", f"{start}:{end}", "--join", join, *_LISTEN]
-        # Keys of their own: the demo leaves the user's state folder as it is.
-        server = processes.start(f"server {number}", arguments, environ)
-        on_start(server, (start, end))
-        started.append(server)
-    ready: list[dict[str, Any]] = []
+    shares: Sequence[tuple[int, int]],
+) -> str:
+    """Have each server serve its share; return the address to join by when all are ready. Raises `MachineFault`."""
+    listening = await bootstrap.wait_for("listening")
+    address = str(listening["addrs"][0])
+    for server, (start, end) in zip(servers, shares, strict=True):
+        server.begin(["serve", model, "--blocks", f"{start}:{end}", "--join", address, *_LISTEN], environ)
     async with trio.open_nursery() as nursery:
-        for server in started:
-            nursery.start_soon(_wait_ready, server, ready)
-    return ready
-
-
-async def _wait_ready(server: OwnProcess, ready: list[dict[str, Any]]) -> None:
-    ready.append(await server.wait_for("ready"))
+        for process in servers:
+            nursery.start_soon(process.wait_for, "ready")
+    return address

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +14,9 @@ import trio
 
 from swarmnode.errors import MachineFault
 
-__all__ = ["OwnProcess", "open_processes"]
+from .waiting import Waiting
+
+__all__ = ["OwnProcess", "listening_to"]
 
 READ_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
@@ -30,19 +30,16 @@ Json = dict[str, Any]
 
 
 class OwnProcess:
-    """One `swarmnode … --json` that ends when we end. Made by `OwnProcesses.start`."""
+    """One `swarmnode … --json` that ends when we end.
 
-    def __init__(self, name: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    Args:
+        name: what to call it.
+        waiting: the process, to be told what to run by `begin`.
+    """
+
+    def __init__(self, name: str, waiting: Waiting) -> None:
         self.name = name
-        # Not through trio, which starts processes from a thread: the kernel ties a child to the *thread* that made it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "swarmnode.node.cli.tied", str(os.getpid()), *arguments, "--json"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(environ),
-            start_new_session=True,  # so that Ctrl-C on the terminal is ours to pass on
-        )
+        self._waiting = waiting
         self._log: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self._happened: dict[str, Json] = {}
         self._changed = trio.Event()
@@ -50,7 +47,11 @@ class OwnProcess:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._waiting.pid
+
+    def begin(self, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Run `swarmnode ARGUMENTS --json`."""
+        self._waiting.tell([*arguments, "--json"], environ)
 
     async def wait_for(self, event: str) -> Json:
         """The first event of that name, now or when it comes.
@@ -68,8 +69,7 @@ class OwnProcess:
         """Read what the process says until it ends."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read_log)
-            assert self._process.stdout is not None
-            async for line in _lines(self._process.stdout.fileno()):
+            async for line in _lines(self._waiting.stdout):
                 with suppress(ValueError):
                     event = json.loads(line)
                     self._happened.setdefault(event["event"], event)
@@ -80,24 +80,15 @@ class OwnProcess:
 
     def ask_to_leave(self) -> None:
         """SIGTERM."""
-        self._signal(signal.SIGTERM)
+        self._waiting.signal(signal.SIGTERM)
 
-    def kill(self) -> None:
+    def end(self) -> None:
         """SIGKILL to it and to all that it started; then it is no more."""
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            pipe.close()
+        self._waiting.end()
 
     @property
     def has_left(self) -> bool:
-        return self._process.poll() is not None
-
-    def _signal(self, number: int) -> None:
-        if not self.has_left:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+        return self._waiting.has_ended()
 
     def _change(self) -> None:
         self._changed.set()
@@ -113,52 +104,36 @@ class OwnProcess:
         )
 
     async def _read_log(self) -> None:
-        assert self._process.stderr is not None
-        async for line in _lines(self._process.stderr.fileno()):
+        async for line in _lines(self._waiting.stderr):
             self._log.append(line.decode(errors="replace"))
 
 
-class OwnProcesses:
-    """All processes of one run."""
-
-    def __init__(self, nursery: trio.Nursery, on_event: Callable[[OwnProcess, Json], None]) -> None:
-        self._nursery = nursery
-        self._on_event = on_event
-        self.all: list[OwnProcess] = []
-
-    def start(self, name: str, arguments: Sequence[str], environ: Mapping[str, str]) -> OwnProcess:
-        """Start `swarmnode ARGUMENTS --json` under a name for people."""
-        process = OwnProcess(name, arguments, environ)
-        self.all.append(process)
-        self._nursery.start_soon(process.listen, self._on_event)
-        return process
-
-    async def leave(self) -> None:
-        """End them all: politely first, surely in the end. Takes a bounded time and cannot be cancelled."""
-        with trio.CancelScope(shield=True):
-            for process in self.all:
-                process.ask_to_leave()
-            with trio.move_on_after(LEAVE_SECONDS):
-                # No event tells of a child's end on every system, and the tasks that listen are cancelled by now.
-                while not all(process.has_left for process in self.all):  # noqa: ASYNC110
-                    await trio.sleep(POLL_SECONDS)
-        for process in self.all:
-            process.kill()
-
-
 @asynccontextmanager
-async def open_processes(on_event: Callable[[OwnProcess, Json], None]) -> AsyncIterator[OwnProcesses]:
-    """A place to start processes in; on leaving it none of them is left.
-
-    Must be used from the main thread. `on_event` gets every event that a process prints.
-    """
+async def listening_to(
+    processes: Sequence[OwnProcess], on_event: Callable[[OwnProcess, Json], None]
+) -> AsyncIterator[None]:
+    """Hear the processes while inside; on leaving, none of them is left. `on_event` gets every event of each."""
     async with trio.open_nursery() as nursery:
-        processes = OwnProcesses(nursery, on_event)
+        for process in processes:
+            nursery.start_soon(process.listen, on_event)
         try:
-            yield processes
+            yield
         finally:
-            await processes.leave()
+            await _leave(processes)
             nursery.cancel_scope.cancel()
+
+
+async def _leave(processes: Sequence[OwnProcess]) -> None:
+    """End them all: politely first, surely in the end. Takes a bounded time and cannot be cancelled."""
+    with trio.CancelScope(shield=True):
+        for process in processes:
+            process.ask_to_leave()
+        with trio.move_on_after(LEAVE_SECONDS):
+            # No event tells of a child's end on every system, and the tasks that listen may be cancelled by now.
+            while not all(process.has_left for process in processes):  # noqa: ASYNC110
+                await trio.sleep(POLL_SECONDS)
+    for process in processes:
+        process.end()
 
 
 async def _lines(descriptor: int) -> AsyncIterator[bytes]:

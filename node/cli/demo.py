@@ -9,17 +9,25 @@ from typing import Any, Final
 from swarmnode.models.bundled import BUNDLED_NAME, HUB_TWIN, has_bundled
 from swarmnode.models.progress import ProgressEvent
 from swarmnode.models.settings import Sampling
-from swarmnode.node.demo import DEMO_BLOCKS, equal_shares, process_environment, start_bootstrap, start_servers
-from swarmnode.node.processes import OwnProcess, open_processes
+from swarmnode.node.demo import (
+    DEMO_BLOCKS,
+    begin_bootstrap,
+    equal_shares,
+    make_servers,
+    process_environment,
+    serve_shares,
+)
+from swarmnode.node.processes import OwnProcess, listening_to
 
 from .answers import tell
 from .call import Call
 from .events import Process
 from .generate import read_prompt
+from .main import main
 
 __all__ = ["run"]
 
-DEFAULT_PROMPT: Final = "Why is the sky blue? Answer in two sentences."
+DEFAULT_PROMPT: Final = "What is the capital of France?"
 
 
 def run(call: Call) -> None:
@@ -30,23 +38,26 @@ def run(call: Call) -> None:
     model = BUNDLED_NAME if has_bundled() else HUB_TWIN
     shares = equal_shares(DEMO_BLOCKS, settings.servers)
     environ = process_environment(os.environ)
-    # The client in this process is one more of them: its torch must find the same settings when it is imported.
+    # This process asks, and its forks serve: torch must find the same settings when it is imported here.
     os.environ.update({name: value for name, value in environ.items() if name not in os.environ})
 
-    async def show() -> None:
-        with tempfile.TemporaryDirectory(prefix="swarmnode-demo-", ignore_cleanup_errors=True) as folder:
-            own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
-            async with open_processes(lambda process, event: _pass_on(call, process, event)) as processes:
-                call.voice.note(f"{model}: {DEMO_BLOCKS} blocks over {len(shares)} servers, each a process of its own")
+    with tempfile.TemporaryDirectory(prefix="swarmnode-demo-", ignore_cleanup_errors=True) as folder:
+        # Keys of their own, and no config file: the user's are left alone.
+        own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
+        call.voice.note(f"{model}: {DEMO_BLOCKS} blocks over {len(shares)} servers, each a process of its own")
+        bootstrap = begin_bootstrap(own)
+        call.voice.say(Process(name=bootstrap.name, pid=bootstrap.pid, blocks=None))
+        call.voice.note("importing PyTorch and transformers, which takes some seconds …")
+        servers = make_servers(len(shares), main)
+        for server, blocks in zip(servers, shares, strict=True):
+            call.voice.say(Process(name=server.name, pid=server.pid, blocks=blocks))
 
-                def started(process: OwnProcess, blocks: tuple[int, int] | None) -> None:
-                    call.voice.say(Process(name=process.name, pid=process.pid, blocks=blocks))
-
-                address = await start_bootstrap(processes, own, started)
-                await start_servers(processes, own, started, model=model, join=address, shares=shares)
+        async def show() -> None:
+            async with listening_to([bootstrap, *servers], lambda process, event: _pass_on(call, process, event)):
+                address = await serve_shares(bootstrap, servers, own, model=model, shares=shares)
                 await _ask(call, address, model, prompt, sampling)
 
-    call.run(show)
+        call.run(show)
 
 
 async def _ask(call: Call, address: str, name: str, prompt: str, sampling: Sampling) -> None:

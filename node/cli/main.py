@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -20,12 +21,25 @@ NODE_COMMANDS: Final = frozenset({"serve", "bootstrap"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code; `SystemExit` only after `--help` and `--version`."""
+    """Run the program and return its exit code; `SystemExit` only after `--help` and `--version`.
+
+    Without `argv` this is the whole process, and it ends here: with torch loaded, taking the interpreter down politely
+    would cost seconds.
+    """
+    if argv is not None:
+        return _main(list(argv))
+    code = _main(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _main(arguments: list[str]) -> int:
     from .blame import INTERRUPTED
     from .call import Call
     from .interrupts import Interrupted, Interrupts
 
-    arguments = sys.argv[1:] if argv is None else list(argv)
     # An error in the arguments themselves must already be told in the voice that they ask for.
     voice = _voice(json="--json" in arguments or _is_set("SWARMNODE_JSON"), quiet=False)
     debug = "--debug" in arguments or _is_set("SWARMNODE_DEBUG")

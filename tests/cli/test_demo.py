@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from typing import Final
 
 import psutil
 import pytest
 
 from support.programs import Program, split_evenly
-from swarmnode.node.cli.tied import ORPHAN_EXIT
 from swarmnode.node.demo import DEMO_BLOCKS, equal_shares, process_environment
 
 # Only a process that nobody ends lives this long after its parent.
@@ -102,32 +99,9 @@ def test_kill_9_leaves_no_process_behind(phase: str | None) -> None:
 def test_a_server_that_dies_ends_the_demo_with_its_name() -> None:
     with Program("demo", "--servers", "2") as program:
         _, first, _ = processes_of(program, 3)
+        program.wait_for("progress")
         first.kill()
         assert program.finish() == 3
         error = program.events[-1]
         assert (error["event"], error["code"]) == ("error", "machine-fault")
         assert "server 1" in error["message"]
-
-
-def test_an_orphan_ends_at_once() -> None:
-    # 1 is nobody's parent here, so the program takes itself for an orphan.
-    done = subprocess.run(
-        [sys.executable, "-m", "swarmnode.node.cli.tied", "1", "models"],
-        stdin=subprocess.PIPE,
-        capture_output=True,
-        timeout=GONE_SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (ORPHAN_EXIT, b"")
-
-
-def test_the_end_of_input_ends_a_tied_process() -> None:
-    script = "from swarmnode.node.cli.tied import tie_to; tie_to(os.getppid()); print(1, flush=True); time.sleep(600)"
-    script = f"import os, time; {script}"
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process:
-        assert process.stdout.readline() == b"1\n"
-        process.stdin.close()
-        assert process.wait(timeout=GONE_SECONDS) == ORPHAN_EXIT
