@@ -200,9 +200,14 @@ def parse(frame: Frame) -> DirectoryMessage:
 
 
 def _join(records: Sequence[AgedRecord]) -> tuple[list[int], list[int], bytes]:
-    """Ages are rounded up: what is handed on must never live longer for it."""
-    ages = [min(_MAX_AGE_MS, math.ceil(age * 1000)) for _, age in records]
+    ages = [_milliseconds(age) for _, age in records]
     return ages, [len(data) for data, _ in records], b"".join(data for data, _ in records)
+
+
+def _milliseconds(age: float) -> int:
+    """Rounded up, since what is handed on must never live longer for it; but not by the multiplication's own error."""
+    rounded = math.ceil(age * 1000)
+    return min(_MAX_AGE_MS, rounded - 1 if (rounded - 1) / 1000 >= age else rounded)
 
 
 def _split(fields: Fields, body: memoryview, most: int) -> tuple[AgedRecord, ...]:
