@@ -145,7 +145,7 @@ class Checkpoint:
                 self._files.fetch(name)
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), config=self.config, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except Exception as error:  # the tokenizers package raises nothing narrower
             raise CheckpointBroken(
                 f"The tokenizer in {self._files.where} cannot be opened: {_first_line(error)}.",
                 hint="Its files are missing or damaged: copy or download the model again.",

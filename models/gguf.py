@@ -201,8 +201,14 @@ def _write_config(config: PretrainedConfig, model: PreTrainedModel, folder: Path
 
 
 def _write_tokenizer(path: Path, config: PretrainedConfig, folder: Path) -> None:
-    # Not AutoTokenizer, which would read the whole GGUF again only to choose a class.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
+    try:
+        # Not AutoTokenizer, which would read the whole GGUF again only to choose a class.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        raise CheckpointBroken(
+            f"The tokenizer in {path} cannot be converted: {error}.",
+            hint="Use the model's safetensors: name its hub id or folder instead.",
+        ) from error
     context = getattr(config, "max_position_embeddings", None)
     if context is not None:
         tokenizer.model_max_length = context

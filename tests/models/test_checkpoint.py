@@ -288,3 +288,10 @@ def test_a_local_folder_has_no_revisions(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "m")
     with pytest.raises(BadInput, match="Revision 'v2'"):
         open_checkpoint(str(tmp_path / "m"), revision="v2")
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}')
+    with pytest.raises(CheckpointBroken, match=r"tokenizer in .*/m cannot be opened"):
+        open_checkpoint(str(tmp_path / "m")).tokenizer()
