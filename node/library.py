@@ -29,11 +29,11 @@ from .status import SwarmStatus, look_round
 from .torch_thread import TorchThread, open_torch_thread
 
 if TYPE_CHECKING:
-    from .client.generation import Generation
-    from .client.generation import Piece
+    from .client.generation import Generation, Piece
     from .client.model import Model
     from .client.session import Session
     from .offering import ServerInfo
+    from .server.serving import Serving
 
 __all__ = [
     "Generation",
@@ -84,7 +84,8 @@ class Node:
         self._torch_thread = torch_thread
         self._background = background
         self._progress = progress
-        self._serving = False
+        self._serves = False
+        self._serving: Serving | None = None
 
     @property
     def peer_id(self) -> str:
@@ -95,6 +96,11 @@ class Node:
     def addrs(self) -> tuple[str, ...]:
         """The multiaddrs under which others can join through us; none when we do not listen."""
         return self.network.addrs
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions of others this node serves now."""
+        return self._serving.sessions if self._serving is not None else 0
 
     async def load(
         self, model: str | None = None, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
@@ -135,7 +141,7 @@ class Node:
         device: str = "auto",
         cache_tokens: int | None = None,
         public_name: str = "",
-        task_status: trio.TaskStatus[ServerInfo] = trio.TASK_STATUS_IGNORED,
+        task_status: Any = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Give the swarm some blocks of a model, until cancelled. Started once others can find and use them.
 
@@ -148,9 +154,9 @@ class Node:
         Raises:
             AskedWrong, MachineFault: as for `load`; also `BadRange`.
         """
-        if self._serving:
+        if self._serves:
             raise BadInput("This node serves blocks already.", hint="Open another node for more.")
-        self._serving = True
+        self._serves = True
         try:
             offering = await self._import("swarmnode.node.offering")
             await offering.serve_blocks(
@@ -164,10 +170,11 @@ class Node:
                 directory=self.directory,
                 torch_thread=self._torch_thread,
                 progress=self._progress,
+                begun=self._begun,
                 task_status=task_status,
             )
         finally:
-            self._serving = False
+            self._serves, self._serving = False, None
         raise AssertionError("serving ends only by an exception")
 
     async def status(self) -> SwarmStatus:
@@ -189,6 +196,9 @@ class Node:
         (only,) = served
         # A hub's revision travels with its name; other models have just one, wherever they came from.
         return only.name, revision or (only.revision if "/" in only.name else None)
+
+    def _begun(self, serving: Serving) -> None:
+        self._serving = serving
 
     async def _import(self, module: str) -> Any:
         """Import what needs torch, which takes seconds, away from the event loop."""

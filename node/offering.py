@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -20,7 +22,7 @@ from .directory import Directory
 from .loading import load
 from .network import Network
 from .places import torch_device, torch_dtype
-from .server.serving import Offer, open_serving
+from .server.serving import Offer, Serving, open_serving
 from .tensors import dtype_name
 from .torch_thread import TorchThread
 
@@ -54,9 +56,15 @@ async def serve_blocks(
     directory: Directory,
     torch_thread: TorchThread,
     progress: Progress | None,
-    task_status: trio.TaskStatus[ServerInfo],
+    begun: Callable[[Serving], None],
+    task_status: Any,
 ) -> None:
-    """Serve until cancelled. Arguments and errors as `Node.serve`; `named` is model and revision."""
+    """Serve until cancelled. Arguments and errors as `Node.serve`.
+
+    Args:
+        named: model and revision.
+        begun: is given what is served as soon as it is announced.
+    """
     name, revision = named
     tokens = DEFAULT_CACHE_TOKENS if cache_tokens is None else cache_tokens
     if not 1 <= tokens <= MAX_CACHE_TOKENS:
@@ -78,6 +86,7 @@ async def serve_blocks(
         return checkpoint.load_span(start, end, dtype=own_dtype, device=own_device, progress=tell)
 
     async with open_serving(network, directory, torch_thread, offer) as serving:
+        begun(serving)
         await serving.begin(await load(load_span, progress))
         decode, prefill = serving.rates
         task_status.started(
