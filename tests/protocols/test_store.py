@@ -235,3 +235,42 @@ def test_a_crowd_is_announced_before_the_key_is_full() -> None:
     assert [verdict.crowded for verdict in verdicts] == [False] * (store.CROWDED_RECORDS - 1) + [True]
     assert kept.find(KEY, now=0).crowded
     assert not kept.find(KEY, now=60).crowded
+
+
+def test_the_first_of_a_model_keeps_its_place_in_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_RECORDS_PER_KEY", 4)
+    kept = RecordStore()
+    for number in (1, 2, 3):
+        kept.offer(INDEX_KEY, signed_server(number), 0, now=0)
+    for number in (4, 5, 6):
+        assert kept.offer(INDEX_KEY, signed_server(number, model=model(number)), 0, now=0) == STORED
+    peers = [open_record(data).peer for data, _ in kept.find(INDEX_KEY, now=0).records]
+    assert peers == [peer_of(server_key(number)) for number in (1, 4, 5, 6)]
+
+
+def test_a_server_that_moved_away_and_found_no_room_is_remembered_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_RECORDS_PER_KEY", 2)
+    kept = RecordStore()
+    first, second = bucket_keys(MODEL.name, 0, 64)
+    for number in (1, 2):
+        kept.offer(second, signed_server(number, num_blocks=64, start=32, end=64), 0, now=0)
+    assert kept.offer(first, signed_server(3, sequence=1, num_blocks=64, start=0, end=32), 0, now=0) == STORED
+    moved = signed_server(3, sequence=2, num_blocks=64, start=32, end=64)
+    assert kept.offer(second, moved, 0, now=0).reason == "The key is full of records that cannot be spared."
+    assert len(kept) == 2
+    assert kept.find(first, now=0).records == ()
+    older = kept.offer(first, signed_server(3, sequence=1, num_blocks=64, start=0, end=32), 0, now=0)
+    assert older.newest_sequence == 2
+
+
+def test_nothing_is_left_when_all_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_RECORDS_PER_KEY", 3)
+    kept = RecordStore(bytes(32))
+    for number in range(1, 10):
+        for key in (KEY, INDEX_KEY, bytes(32)):
+            kept.offer(key, signed_server(number), 0, now=0)
+    kept.expire(now=60)
+    kept.expire(now=60 + store.TOMBSTONE_SECONDS)
+    held = {name: value for name, value in vars(kept).items() if isinstance(value, dict | list)}
+    assert len(held) == 5
+    assert not any(held.values())
