@@ -101,9 +101,9 @@ class Pace:
 def next_sequence(ours: int, verdicts: Iterable[Verdict]) -> int | None:
     """The sequence to announce with instead, when somebody knows one that is not below ours; None when all is well.
 
-    That happens after a restart with a clock set back. A peer may lie about it; one that names the largest number
-    there is would silence us if we followed.
+    That happens after a restart with a clock set back. A peer may lie about it; following it to the end of the
+    numbers would silence us for good.
     """
     known = [verdict.newest_sequence for verdict in verdicts if not verdict.stored]
-    newest = max((each for each in known if each is not None and each < MAX_SEQUENCE), default=-1)
+    newest = max((each for each in known if each is not None and each < MAX_SEQUENCE // 2), default=-1)
     return newest + 1 if newest >= ours else None

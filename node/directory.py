@@ -6,6 +6,7 @@ Decisions are made in `announcing.py` and `finding.py`, bytes exchanged in `reco
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import trio
 
-from swarmnode.errors import PeerFault, PeerRefused, ProtocolViolation, SwarmnodeError
+from swarmnode.errors import PeerBusy, PeerFault, PeerRefused, ProtocolViolation, SwarmnodeError
 from swarmnode.protocols.directory import (
     AgedRecord,
     Announce,
@@ -58,6 +59,8 @@ LAST_RECORD_SECONDS = 1.0
 MAX_ANNOUNCING = 32
 """Announcements under way at a time."""
 SEQUENCE_TRIES = 3
+BUSY_TRIES = 2
+BUSY_SECONDS = 1.0
 
 MakeRecord = Callable[[int], ServerRecord]
 
@@ -238,12 +241,21 @@ class Directory:
         """Announce records to one peer; no verdicts when it cannot be asked."""
         async with self._announcing:
             try:
-                answer = await request(self._network, RECORDS, peer, Announce(key, tuple(records)), PEER_SECONDS)
+                answer = await self._request_patiently(peer, Announce(key, tuple(records)))
             except PeerFault as fault:
                 _log.debug("%s took no record: %s", peer.peer, fault.message)
                 self._closest.failed(key)
                 return ()
         return answer.verdicts if isinstance(answer, Announced) else ()
+
+    async def _request_patiently(self, peer: PeerAddrs, message: DirectoryMessage) -> DirectoryMessage:
+        """Ask, and ask again while the peer is busy: servers that refresh at the same moment meet there."""
+        for _ in range(BUSY_TRIES):
+            try:
+                return await request(self._network, RECORDS, peer, message, PEER_SECONDS)
+            except PeerBusy:
+                await trio.sleep(BUSY_SECONDS * (0.5 + random.random()))
+        return await request(self._network, RECORDS, peer, message, PEER_SECONDS)
 
     # Handing on.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import libp2p
 import trio
 from libp2p.abc import INetStream
+from libp2p.host.exceptions import StreamFailure
 from libp2p.kad_dht import peer_routing
 from libp2p.kad_dht.common import PROTOCOL_ID as KADEMLIA
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
@@ -35,19 +36,18 @@ from .answer import answer
 from .background import open_background
 from .dialing import Dialler
 from .identity import Identity
+from .lan import stay_on_lan
 from .metric import closest
 from .multistream import choose, offer
 from .muxed import MuxedStream
 from .network import Network, PeerAddrs, Stream, StreamHandler
 from .pipe import open_pipe
-from .transport import Connection, Tcp
+from .transport import MAX_CONNECTIONS, Connection, Tcp, hand_over, net_stream_of
 from .wire import Wire, WireLost
 from .yamux import Muxer
 
 __all__ = ["open_host"]
 
-MAX_CONNECTIONS = 1024
-MAX_CONNECTIONS_PER_PEER = 4
 NEGOTIATE_SECONDS = 4.0
 """A peer that has a connection to us and does not answer a new stream by then has gone."""
 QUERY_SECONDS = 2.0
@@ -57,9 +57,9 @@ SILENT_FOR_SECONDS = 20.0
 LOOKUP_SECONDS = 10.0
 LOOKUP_WIDTH = 20
 """How many peers a look-up keeps in sight (k of Kademlia)."""
-UPKEEP_SECONDS = 60.0
+UPKEEP_SECONDS = 120.0
 """How often we look ourselves up, so that the peers near us know us and we know them."""
-SETTLE_SECONDS = (0.0, 0.5, 2.0, 5.0, 15.0)
+SETTLE_SECONDS = (0.0, 2.0, 15.0)
 """After joining, we look ourselves up sooner: the others may be joining too."""
 IDENTIFY_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
@@ -80,20 +80,16 @@ swarm_connection.logging = logging.getLogger("libp2p.network.connection")
 peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0
 
 
-async def _do_nothing() -> None:
+async def _do_nothing(*_: object) -> None:
     await trio.lowlevel.checkpoint()
 
 
-def _drop_idlest(muxers: Iterable[Muxer]) -> bool:
-    """Close the connection that has not been used for longest; False when all are in use."""
-    idle = [muxer for muxer in muxers if muxer.idle]
-    if idle:
-        min(idle, key=lambda muxer: muxer.active_at).close(say=True)
-    return bool(idle)
-
-
 class _Libp2pNetwork:
-    """One peer's place in the libp2p network; a `swarmnode.node.network.Network`."""
+    """One peer's place in the libp2p network; a `swarmnode.node.network.Network`.
+
+    Attributes:
+        questions: how many questions of other peers' look-ups were answered.
+    """
 
     def __init__(self, identity: Identity, addrs: Sequence[str], nursery: trio.Nursery) -> None:
         self._identity = identity
@@ -112,7 +108,6 @@ class _Libp2pNetwork:
                 outbound_stream_protocol_negotiation_timeout=NEGOTIATE_SECONDS,
                 inbound_stream_protocol_negotiation_timeout=NEGOTIATE_SECONDS,
             ),
-            addrs_factory=lambda _: [Multiaddr(addr) for addr in addrs],
             disable_identify_address_discovery=True,
         )
         self._swarm = self._host.get_network()
@@ -120,6 +115,11 @@ class _Libp2pNetwork:
         self._swarm.set_stream_handler(self._answer)  # its own lets a peer's broken UTF-8 take the node down
         self._swarm.auto_connector.maybe_connect = _do_nothing  # it dials whomever it knows, watermarks or not
         self._swarm.dial_peer = self._dial_peer  # its own waits 250 ms and retries for long
+        # nobody listens to these, and they take a fifth of a question's time
+        self._swarm.notify_opened_stream = self._swarm.notify_closed_stream = _do_nothing
+        maddrs = [Multiaddr(addr) for addr in self._addrs]
+        self._host.get_addrs = lambda: maddrs  # its own takes a millisecond, for every question
+        self._host.new_stream = self._new_stream  # its own negotiates byte by byte, in two round trips
         self._host._schedule_identify = self._schedule_identify  # its own runs in trio's system nursery, past our end
         self._kademlia = KadDHT(
             # two peers of one subnet per bucket is too few for machines that stand together
@@ -132,6 +132,7 @@ class _Libp2pNetwork:
         self._kademlia._inbound_limiter = trio.CapacityLimiter(MAX_QUESTIONS)
         self._host.set_stream_handler(KADEMLIA, self._kademlia.handle_stream)
         self._dialler = Dialler(identity.peer, nursery, self._is_connected, self._dial_endpoint)
+        self.questions = 0
         self._silent_until: dict[str, float] = {}
         self._identified: dict[str, trio.Event] = {}
         self._joined = trio.Event()
@@ -179,6 +180,13 @@ class _Libp2pNetwork:
             await self._identified_event(peer).wait()
         self._joined.set()
         return peer
+
+    async def meet(self, addr: str) -> None:
+        """Connect to a neighbour, if that works."""
+        try:
+            await self.connect(addr)
+        except (PeerFault, BadInput) as error:
+            _log.debug("a neighbour could not be met: %s", error.message)
 
     async def open_stream(self, peer: str, protocol: str, addrs: Sequence[str] = ()) -> Stream:
         if peer == self.peer:
@@ -233,32 +241,15 @@ class _Libp2pNetwork:
     async def _dial_endpoint(self, peer: str, endpoint: Endpoint) -> None:
         await self._add(await self._transport.dial(Multiaddr(f"{endpoint}/p2p/{peer}")), "outbound")
 
+    async def _add(self, connection: Connection, direction: str) -> None:
+        await hand_over(connection, self._swarm, direction)
+        self._nursery.start_soon(self._watch, connection.muxer)
+
     async def _dial_peer(self, peer_id: ID) -> list[Any]:
         """What the swarm calls when py-libp2p's own protocols want a peer; look-ups must not wait for the dead."""
         peer = peer_id.to_base58()
         await self._reach_soon(peer)
         return list(self._swarm.get_connections(peer_id))
-
-    async def _add(self, connection: Connection, direction: str) -> None:
-        """Give the swarm a connection, past its inbound limit, which frees no slot. Raises `WireLost`."""
-        peer = connection.muxer.peer
-        everyone = self._swarm.get_connections()
-        try:
-            if peer == self.peer:
-                raise WireLost("it is this node itself")
-            if len(self._swarm.get_connections(connection.peer_id)) >= MAX_CONNECTIONS_PER_PEER:
-                raise WireLost("too many connections from one peer")
-            if len(everyone) >= MAX_CONNECTIONS - 1 and not _drop_idlest(each.muxed_conn.muxer for each in everyone):
-                raise WireLost("too many connections")
-            with trio.CancelScope(shield=True):  # half-added it would never be removed
-                await self._swarm.add_conn(connection, direction=direction)
-        except WireLost:
-            connection.muxer.close(say=True)
-            raise
-        except Exception as error:
-            connection.muxer.close()
-            raise WireLost(f"the swarm refused it ({error})") from error
-        self._nursery.start_soon(self._watch, connection.muxer)
 
     async def _watch(self, muxer: Muxer) -> None:
         """Forget a peer whose last connection broke without a good-bye."""
@@ -268,7 +259,7 @@ class _Libp2pNetwork:
 
     # Streams.
 
-    async def _negotiate(self, peer: str, protocol: str) -> Stream:
+    async def _negotiate(self, peer: str, protocol: str) -> MuxedStream:
         muxer = self._muxer(peer)
         if muxer is None:
             raise PeerLost(f"The connection to {peer} is gone.", peer=peer)
@@ -287,6 +278,16 @@ class _Libp2pNetwork:
             raise
         return stream
 
+    async def _new_stream(self, peer_id: ID, protocol_ids: Sequence[str]) -> INetStream:
+        """What py-libp2p's own protocols open their streams with."""
+        peer, protocol = peer_id.to_base58(), str(protocol_ids[0])
+        try:
+            await self._reach_soon(peer)
+            stream = await self._negotiate(peer, protocol)
+        except PeerFault as fault:
+            raise StreamFailure(fault.message) from fault
+        return await net_stream_of(stream, self._swarm, protocol)
+
     async def _answer(self, net_stream: INetStream) -> None:
         """Answer an inbound stream. The swarm runs this: what it raises would take the node down."""
         stream: MuxedStream = net_stream.muxed_stream.stream
@@ -301,6 +302,7 @@ class _Libp2pNetwork:
         if (handler := self._handlers.get(protocol)) is not None:
             await answer(protocol, handler, stream)
             return
+        self.questions += protocol == KADEMLIA
         net_stream.set_protocol(protocol)
         try:
             with trio.move_on_after(ANSWER_SECONDS):
@@ -363,16 +365,17 @@ class _Libp2pNetwork:
         self._identified.pop(peer, None)
 
     async def _upkeep(self) -> None:
+        ours = ID.from_base58(self.peer).to_bytes()
         waits = iter(SETTLE_SECONDS)
         while True:
-            with trio.move_on_after(next(waits, UPKEEP_SECONDS)):
+            wait = next(waits, UPKEEP_SECONDS)
+            with trio.move_on_after(wait):
                 await self._joined.wait()
             if self._joined.is_set():
                 self._joined = trio.Event()
                 waits = iter(SETTLE_SECONDS)
-                continue
-            if self._swarm.connections or self._kademlia.routing_table.size():
-                for key in (ID.from_base58(self.peer).to_bytes(), os.urandom(32)):
+            elif self._swarm.connections or self._kademlia.routing_table.size():
+                for key in (ours, os.urandom(32)) if wait == UPKEEP_SECONDS else (ours,):
                     with trio.move_on_after(LOOKUP_SECONDS):
                         await self._look_up(key)
 
@@ -431,6 +434,8 @@ async def open_host(identity: Identity, *, listen: Sequence[str], mdns: bool = F
             running = trio.Event()
             nursery.start_soon(network.run, listeners, running)
             await running.wait()
+            if mdns:
+                nursery.start_soon(stay_on_lan, network.addrs, network.meet)
             try:
                 yield network
             finally:

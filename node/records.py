@@ -20,7 +20,7 @@ __all__ = ["PEER_SECONDS", "Responder", "request"]
 PEER_SECONDS = 3.0
 """What one peer may take over one request, dialling it included."""
 ANSWER_SECONDS = 5.0
-MAX_ANSWERS = 64
+MAX_ANSWERS = 256
 """Requests that are answered at a time; others are told to come again."""
 RETRY_SECONDS = 1.0
 RECEIVE_BYTES = 64 * 1024

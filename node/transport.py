@@ -6,13 +6,15 @@ With `host.py` the only file that imports libp2p; apart because another transpor
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 from libp2p.abc import IListener, IMuxedConn, IMuxedStream, IRawConnection, ITransport
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.network.stream.net_stream import NetStream, StreamState
+from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -32,8 +34,10 @@ from .muxed import MuxedStream
 from .wire import Wire, WireLost
 from .yamux import Muxer
 
-__all__ = ["Connection", "Tcp"]
+__all__ = ["MAX_CONNECTIONS", "Connection", "Tcp", "hand_over", "net_stream_of"]
 
+MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS_PER_PEER = 4
 MAX_WAITING_STREAMS = 256
 """Inbound streams of one connection that the swarm has not taken up yet."""
 
@@ -232,3 +236,40 @@ class Tcp(ITransport):  # type: ignore[misc]
             # foreign code fed by a stranger: it may raise anything
             raise WireLost(f"the handshake failed ({type(error).__name__})") from error
         return Connection(peer, wire, sealed, stream.rest(), opened_by_us=expected is not None)
+
+
+async def hand_over(connection: Connection, swarm: Swarm, direction: str) -> None:
+    """Give py-libp2p's swarm a connection, past its inbound limit, which never frees a slot. Raises `WireLost`."""
+    everyone = swarm.get_connections()
+    try:
+        if connection.peer_id == swarm.get_peer_id():
+            raise WireLost("it is this node itself")
+        if len(swarm.get_connections(connection.peer_id)) >= MAX_CONNECTIONS_PER_PEER:
+            raise WireLost("too many connections from one peer")
+        if len(everyone) >= MAX_CONNECTIONS - 1 and not _drop_idlest(each.muxed_conn.muxer for each in everyone):
+            raise WireLost("too many connections")
+        with trio.CancelScope(shield=True):  # half-added it would never be removed
+            await swarm.add_conn(connection, direction=direction)
+    except WireLost:
+        connection.muxer.close(say=True)
+        raise
+    except Exception as error:
+        connection.muxer.close()
+        raise WireLost(f"the swarm refused it ({error})") from error
+
+
+async def net_stream_of(stream: MuxedStream, swarm: Swarm, protocol: str) -> NetStream:
+    """A stream of ours as py-libp2p's own protocols know streams."""
+    connection = swarm.get_connections(ID.from_base58(stream.peer))[0].muxed_conn
+    net_stream = NetStream(_MuxedStream(connection, stream), None, None)
+    await net_stream.set_state(StreamState.OPEN)
+    net_stream.set_protocol(protocol)
+    return net_stream
+
+
+def _drop_idlest(muxers: Iterable[Muxer]) -> bool:
+    """Close the connection that has not been used for longest; False when all are in use."""
+    idle = [muxer for muxer in muxers if muxer.idle]
+    if idle:
+        min(idle, key=lambda muxer: muxer.active_at).close(say=True)
+    return bool(idle)

@@ -49,9 +49,9 @@ async def echo(stream: Stream) -> None:
 
 
 @asynccontextmanager
-async def hosts(count: int) -> AsyncIterator[list[Network]]:
+async def hosts(count: int, listen: tuple[str, ...] = LOOPBACK) -> AsyncIterator[list[Network]]:
     async with AsyncExitStack() as stack:
-        opened = [await stack.enter_async_context(open_host(create_identity(), listen=LOOPBACK)) for _ in range(count)]
+        opened = [await stack.enter_async_context(open_host(create_identity(), listen=listen)) for _ in range(count)]
         for network in opened:
             network.handle(ECHO, echo)
         yield opened
@@ -242,7 +242,7 @@ async def test_a_frozen_process_is_lost_within_seconds() -> None:
 async def test_four_hundred_connections_come_and_go() -> None:
     async with hosts(1) as (server,):
         for _ in range(20):
-            async with hosts(20) as clients, trio.open_nursery() as nursery:
+            async with hosts(20, ()) as clients, trio.open_nursery() as nursery:
                 for client in clients:
                     nursery.start_soon(client.connect, server.addrs[0])
         with trio.fail_after(5):
@@ -325,6 +325,19 @@ async def test_port_in_use_and_addresses_that_are_not_ours() -> None:
         async with open_host(create_identity(), listen=["/ip4/0.0.0.0/tcp/0"]) as wide:
             assert wide.addrs
             assert not any("0.0.0.0" in addr for addr in wide.addrs)
+
+
+@pytest.mark.slow
+async def test_neighbours_find_each_other_by_multicast() -> None:
+    async with (
+        open_host(create_identity(), listen=["/ip4/0.0.0.0/tcp/0"], mdns=True) as one,
+        open_host(create_identity(), listen=["/ip4/0.0.0.0/tcp/0"], mdns=True) as other,
+    ):
+        with trio.fail_after(20):
+            while other.peer not in one.connected:  # noqa: ASYNC110 - a network has no event for it
+                await trio.sleep(0.05)
+        start = trio.current_time()
+    assert trio.current_time() - start < 4
 
 
 async def test_the_blocks_own_error_comes_out_bare() -> None:
