@@ -9,7 +9,19 @@ import pytest
 import trio
 import trio.testing
 
-from swarmnode.node.torch_thread import open_torch_thread
+from swarmnode.node.torch_thread import TorchThread, open_torch_thread
+
+
+async def hold(torch_thread: TorchThread, nursery: trio.Nursery, gate: threading.Event) -> None:
+    """Have the thread run a call that ends with `gate`; returns once it has begun."""
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        gate.wait()
+
+    nursery.start_soon(torch_thread.run, wait)
+    await trio.to_thread.run_sync(begun.wait)
 
 
 async def test_runs_on_one_thread_that_is_not_the_loops() -> None:
@@ -35,9 +47,7 @@ async def test_runs_calls_in_the_order_they_came() -> None:
     seen: list[int] = []
 
     async with open_torch_thread() as torch_thread, trio.open_nursery() as nursery:
-        begun = threading.Event()
-        nursery.start_soon(torch_thread.run, lambda: (begun.set(), gate.wait()))
-        await trio.to_thread.run_sync(begun.wait)
+        await hold(torch_thread, nursery, gate)
         for number in range(20):
             nursery.start_soon(torch_thread.run, seen.append, number)
             await trio.testing.wait_all_tasks_blocked()
@@ -51,9 +61,7 @@ async def test_a_cancelled_call_that_has_not_begun_never_runs() -> None:
     seen: list[str] = []
 
     async with open_torch_thread(max_jobs=2) as torch_thread, trio.open_nursery() as nursery:
-        begun = threading.Event()
-        nursery.start_soon(torch_thread.run, lambda: (begun.set(), gate.wait()))
-        await trio.to_thread.run_sync(begun.wait)
+        await hold(torch_thread, nursery, gate)
         with trio.CancelScope() as scope:
             scope.cancel()
             await torch_thread.run(seen.append, "cancelled at once")

@@ -1,40 +1,14 @@
-"""Tiny real models for swarms inside one process, and what plain transformers makes of them."""
+"""Tiny models, each made once for all tests of swarms in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from swarmnode.models.cut import quiet_transformers
+from support.tiny_swarm import Tiny
 from swarmnode.testing import make_tiny_model
-
-
-class Tiny:
-    """A tiny model in a folder, and the same in plain transformers.
-
-    Attributes:
-        folder: what nodes load.
-        whole: the stock model, float32.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with quiet_transformers():
-            self.whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
-        """What `generate()` adds to a prompt."""
-        ids = torch.tensor([list(prompt)])
-        with torch.inference_mode():
-            answer = self.whole.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
-            )
-        added: list[int] = answer[0, ids.shape[1] :].tolist()
-        return added
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +17,7 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Tiny]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     """Tiny models by family, each made once."""
     made: dict[str, Tiny] = {}
 
@@ -52,8 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], T
             made[family] = Tiny(make_tiny_model(tmp_path_factory.mktemp("tiny") / family, family))
         return made[family]
 
-    yield make
-    made.clear()
+    return make
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
+from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import (
     BadInput,
     BadRange,
@@ -23,11 +23,6 @@ from swarmnode.node.background import open_background
 from swarmnode.node.library import open_node
 from swarmnode.node.memory import open_memory_net
 from swarmnode.testing import make_tiny_model, open_memory_swarm
-
-from .test_memory_swarm import PROMPT, TOKENS, asked, freed, read
-
-if TYPE_CHECKING:
-    from .conftest import Tiny
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

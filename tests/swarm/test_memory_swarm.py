@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import trio
 
+from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import BadInput, PeerUnreachable, PromptTooLong
-from swarmnode.node.library import Generation, Model
 from swarmnode.node.network import Stream
 from swarmnode.node.server import engine
 from swarmnode.protocols.ids import SESSION
-from swarmnode.testing import MemorySwarm, open_memory_swarm
 
-if TYPE_CHECKING:
-    from .conftest import Tiny
-
-PROMPT = "Once upon a time there was"
 FAMILIES = ("llama", "qwen3_moe", "gemma3_text", "bloom", "gpt_oss")
 UNTRUNCATABLE = "falcon_h1"
-TOKENS = 24
-CUTS = ([], [2], [1, 3], [1, 2, 3])
-
-
-async def read(generation: Generation) -> list[int]:
-    async with generation:
-        pieces = [piece async for piece in generation]
-    assert "".join(pieces) == generation.text
-    assert [id for piece in pieces for id in piece.ids] == generation.ids
-    return generation.ids
-
-
-@asynccontextmanager
-async def asked(folder: object, splits: Sequence[int] = (2,), **swarm: int) -> AsyncIterator[tuple[MemorySwarm, Model]]:
-    async with open_memory_swarm(str(folder), splits=splits, **swarm) as memory_swarm:
-        yield memory_swarm, await memory_swarm.client.load(memory_swarm.model)
-
-
-async def freed(swarm: MemorySwarm) -> None:
-    """Wait until no server that lives holds a session."""
-    living = [each for each in swarm.servers if swarm.net.living(each.peer)]
-    with trio.fail_after(20):
-        while any(each.node.sessions for each in living):  # noqa: ASYNC110 - what is awaited is their end
-            await trio.sleep(0.01)
+CUTS: tuple[list[int], ...] = ([], [2], [1, 3], [1, 2, 3])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

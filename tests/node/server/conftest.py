@@ -1,140 +1,17 @@
-"""Servers of a tiny real model on a network in memory, and a client that speaks the protocol by hand."""
+"""A pond for every test of the serving side."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import trio
 
-from swarmnode.models.checkpoint import Checkpoint, open_checkpoint
-from swarmnode.node.memory import MemoryNet, MemoryNetwork, open_memory_net
-from swarmnode.node.server.admission import Admission
-from swarmnode.node.server.engine import Engine
-from swarmnode.node.server.handler import SessionHandler
-from swarmnode.node.streams import MessageStream
-from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
-from swarmnode.node.torch_thread import TorchThread, open_torch_thread
-from swarmnode.protocols.ids import SESSION
-from swarmnode.protocols.messages import Message, Open, Opened, Output, Step
-from swarmnode.protocols.records import ModelId
-
-ANSWER_SECONDS = 30
-
-
-class Server:
-    """One server: its place in the network, its handler, its span for comparison."""
-
-    def __init__(self, network: MemoryNetwork, handler: SessionHandler, admission: Admission, engine: Engine) -> None:
-        self.network = network
-        self.handler = handler
-        self.admission = admission
-        self.engine = engine
-
-    @property
-    def peer(self) -> str:
-        return self.network.peer
-
-    async def idle(self, poll_seconds: float = 0.001) -> None:
-        """Wait until no session is left."""
-        with trio.fail_after(ANSWER_SECONDS):
-            while self.handler.sessions or self.admission.sessions:  # noqa: ASYNC110 - what is awaited is its end
-                await trio.sleep(poll_seconds)
-
-
-class Talk:
-    """A stream on which messages are sent and awaited one by one."""
-
-    def __init__(self, messages: MessageStream) -> None:
-        self.messages = messages
-
-    async def say(self, message: Message, body: Any = b"") -> None:
-        await self.messages.send(message, body)
-
-    async def hear(self) -> Message:
-        return (await self.hear_all())[0]
-
-    async def hear_all(self) -> tuple[Message, memoryview]:
-        with trio.fail_after(ANSWER_SECONDS):
-            return await self.messages.expect()
-
-    async def step(self, number: int, hidden: torch.Tensor, position: int, *, keep: int | None = None) -> None:
-        header, body = tensor_to_bytes(hidden, "float32")
-        await self.say(Step(number, position, hidden.shape[1] if keep is None else keep, header), body)
-
-    async def output(self) -> tuple[Output, torch.Tensor]:
-        message, body = await self.hear_all()
-        assert isinstance(message, Output), message
-        return message, tensor_from_bytes(message.tensor, body)
-
-    async def close(self) -> None:
-        await self.messages.close()
-
-
-class Pond:
-    """All of a test: the network, the model, servers and clients."""
-
-    def __init__(self, net: MemoryNet, checkpoint: Checkpoint, torch_thread: TorchThread) -> None:
-        self.net = net
-        self.checkpoint = checkpoint
-        self.torch_thread = torch_thread
-        self.model = ModelId(checkpoint.name, checkpoint.revision, checkpoint.digest)
-        self._peers = 0
-
-    def cut(self, one: Server, other: Server) -> None:
-        """Break the streams between two peers, and nothing else."""
-        for stream in list(one.network._links[other.peer]):
-            stream.drop()
-
-    def network(self) -> MemoryNetwork:
-        self._peers += 1
-        return self.net.network(self._peers)
-
-    def serve(self, start: int, end: int, *, cache_tokens: int = 1000) -> Server:
-        span = self.checkpoint.load_span(start, end, dtype=torch.float32)
-        network = self.network()
-        engine, admission = Engine(span, self.torch_thread), Admission(cache_tokens)
-        handler = SessionHandler(network, self.model, engine, admission)
-        handler.state = "online"
-        network.handle(SESSION, handler)
-        return Server(network, handler, admission, engine)
-
-    def open_message(self, first: int, last: int, **changes: Any) -> Open:
-        asked = Open(
-            session=bytes([first]) * 16,
-            model=self.model,
-            start=first,
-            end=last,
-            dtype="float32",
-            codecs=(0,),
-            rows=1,
-            max_tokens=100,
-        )
-        return replace(asked, **changes)
-
-    async def talk(self, network: MemoryNetwork, server: Server) -> Talk:
-        stream = await network.open_stream(server.peer, SESSION, server.network.addrs)
-        return Talk(MessageStream(stream))
-
-    async def opened(self, network: MemoryNetwork, server: Server, asked: Open) -> Talk:
-        talk = await self.talk(network, server)
-        await talk.say(asked)
-        answer = await talk.hear()
-        assert isinstance(answer, Opened), answer
-        return talk
-
-    def hidden(self, tokens: int, seed: int = 0) -> torch.Tensor:
-        return torch.randn(1, tokens, self.checkpoint.hidden_size, generator=torch.Generator().manual_seed(seed))
-
-    def run(self, start: int, end: int, *steps: torch.Tensor) -> list[torch.Tensor]:
-        """What blocks `start:end` make of these steps, computed right here."""
-        span = self.checkpoint.load_span(start, end, dtype=torch.float32)
-        cache = span.open_cache()
-        return [span.step(cache, hidden, cache.position) for hidden in steps]
+from support.pond import Pond
+from swarmnode.models.checkpoint import open_checkpoint
+from swarmnode.node.memory import open_memory_net
+from swarmnode.node.torch_thread import open_torch_thread
 
 
 @pytest.fixture

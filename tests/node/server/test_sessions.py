@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 import trio
 
+from support.pond import Pond
 from swarmnode.errors import PeerLost
 from swarmnode.node.defaults import MAX_IN_FLIGHT_STEPS
 from swarmnode.protocols.messages import (
@@ -24,9 +25,6 @@ from swarmnode.protocols.messages import (
     TensorHeader,
 )
 from swarmnode.protocols.records import ModelId
-
-if TYPE_CHECKING:
-    from .conftest import Pond
 
 
 async def test_steps_give_what_the_blocks_give(pond: Pond) -> None:
