@@ -32,6 +32,11 @@ class SpanCache:
         """Bytes of all tensors held now."""
         return sum(tensor.nbytes for layer in self._held_layers() for tensor in _tensors(vars(layer)))
 
+    @property
+    def truncatable(self) -> bool:
+        """Whether nothing held now stands in the way of going back to an earlier position."""
+        return all(can_truncate(layer) for layer in self._held_layers())
+
     def ready(self) -> Cache:
         """The stock cache, told the session's position, to pass to a forward."""
         seek(self._stock, self.position)
@@ -41,7 +46,7 @@ class SpanCache:
         """Whether the state can go back to `position`: always to 0, else only while nothing before it was forgotten."""
         if position == 0 or position >= self.position:
             return position == 0 or not self.spoiled
-        return not self.spoiled and all(can_truncate(layer) for layer in self._held_layers())
+        return not self.spoiled and self.truncatable
 
     def truncate(self, position: int) -> None:
         """Forget the tokens from `position` on. Ask `can_truncate` first."""
@@ -67,6 +72,11 @@ class _Elsewhere:
 
     def get_seq_length(self) -> int:
         return self.position
+
+    def update(self, *_: object, **__: object) -> None:
+        raise RuntimeError("a block wrote to the cache of a block that is elsewhere")
+
+    update_conv_state = update_recurrent_state = update_indexer = update
 
 
 @functools.cache

@@ -7,33 +7,46 @@ all in one. `python -m swarmnode.models.certify --write` makes `certified.json` 
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from swarmnode.errors import ReplayNeeded, SwarmnodeError
+from swarmnode.errors import FamilyNotCertified, ReplayNeeded, SwarmnodeError
 
 from . import cut
 from .ends import Ends
 from .families import Certificate
+from .quirks import quirks_of
 from .span import Span
 from .tiny import VOCABULARY, tiny_config
 
 __all__ = ["TinyCheckpoint", "certify_family", "chains", "tiny_checkpoint"]
 
+ROOM = Path(__file__).resolve().parent
+TABLE = ROOM / "certified.json"
+PAGE = ROOM.parent / "docs" / "FAMILIES.md"
+
 SEED = 20
 NOISE = 0.05
 """Added to every weight, so that nothing a family initialises to zero or one hides a mistake."""
+
+
+CACHE_TOLERANCE = 1e-3
+"""How far, relative to the largest logit, stock decode may be from a pass at once: rounding, not forgetting."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +94,16 @@ def tiny_checkpoint(config: PretrainedConfig, seed: int = SEED) -> Iterator[Tiny
 
 def certify_family(family: str) -> Certificate:
     """Build, cut and compare one family; whatever goes wrong becomes the reason."""
+    if quirks_of(family).why_not:
+        return Certificate(family, False, quirks_of(family).why_not, None, False)
     try:
         with tiny_checkpoint(tiny_config(family)) as checkpoint:
             return _compare(family, checkpoint)
     except SwarmnodeError as error:
-        return Certificate(family, False, error.message, None, False)
+        found = error.message
     except Exception as error:  # noqa: BLE001  any failure of a foreign model is a finding, not a crash
-        first_line = str(error).strip().partition("\n")[0]
-        return Certificate(family, False, f"{type(error).__name__}: {first_line}", None, False)
+        found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return Certificate(family, False, found, None, False)
 
 
 def chains(blocks: int) -> list[list[tuple[int, int]]]:
@@ -101,9 +116,10 @@ def chains(blocks: int) -> list[list[tuple[int, int]]]:
 class _Chain:
     """A model in parts: the ends and some spans after each other."""
 
-    def __init__(self, ends: Ends, spans: Sequence[Span]) -> None:
+    def __init__(self, ends: Ends, spans: Sequence[Span], single_steps: bool) -> None:
         self._ends = ends
         self._spans = spans
+        self._single_steps = single_steps
 
     def open(self) -> list[Any]:
         """A session: one cache for each span."""
@@ -114,7 +130,8 @@ class _Chain:
         hidden = self._ends.embed(ids, position)
         for span, cache in zip(self._spans, caches, strict=True):
             hidden = span.step(cache, hidden, position)
-        return self._ends.logits(hidden, last_only=False)
+        rows = 1 if self._single_steps and position else hidden.shape[1]
+        return torch.cat([self._ends.logits(piece, last_only=False) for piece in hidden.split(rows, dim=1)], dim=1)
 
     def play(
         self, ids: torch.Tensor, lengths: Sequence[int], caches: list[Any] | None = None
@@ -126,13 +143,18 @@ class _Chain:
 
 
 def _whole(model: PreTrainedModel, ids: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
-    """Logits of the consecutive chunks by the stock model and its own cache."""
+    """Logits of the consecutive chunks by the stock model and its own cache (token by token where the family needs that)."""
     cache = DynamicCache(config=cut.text_config(model.config))
+    single = quirks_of(model.config.model_type).single_steps
     chunks = []
     for start, stop in _bounds(lengths):
-        about = cut.step_arguments(model.forward, start, ids.shape[0], stop - start, cache, ids.device)
-        with torch.inference_mode():
-            chunks.append(model(input_ids=ids[:, start:stop], **about).logits.float())
+        pieces = []
+        for piece in ids[:, start:stop].split(1 if single and start else stop - start, dim=1):
+            place = start + len(pieces)
+            about = cut.step_arguments(model, place, piece.shape[0], piece.shape[1], cache, ids.device)
+            with torch.inference_mode():
+                pieces.append(model(input_ids=piece, **about).logits.float())
+        chunks.append(torch.cat(pieces, dim=1))
     return chunks
 
 
@@ -179,10 +201,12 @@ def _compare(family: str, checkpoint: TinyCheckpoint) -> Certificate:
         "short": _whole(whole, short, KEPT_SHORT + AFTER_SHORT),
         "long": _whole(whole, long, KEPT_LONG + AFTER_LONG),
     }
+    single_steps = quirks_of(whole.config.model_type).single_steps
     findings = _Findings({})
+    _require_consistent(expected["first"], _whole(whole, first, (sum(CHUNKS),)))
     ends = checkpoint.ends()
     for bounds in chains(ends.num_blocks):
-        chain = _Chain(ends, [checkpoint.span(*span) for span in bounds])
+        chain = _Chain(ends, [checkpoint.span(*span) for span in bounds], single_steps)
         findings.compare("a prompt at once", list(chain.play(first, PROMPT)), expected["prefill"])
         mine, other = chain.open(), chain.open()
         steps = list(zip(chain.play(first, CHUNKS, mine), chain.play(pair, OTHER_CHUNKS, other), strict=True))
@@ -194,6 +218,16 @@ def _compare(family: str, checkpoint: TinyCheckpoint) -> Certificate:
         if not _go_back(chain, caches, short, KEPT_SHORT, AFTER_SHORT, expected["short"], findings):
             findings.truncatable = False
     return _certificate(family, findings)
+
+
+def _require_consistent(chunked: list[torch.Tensor], at_once: list[torch.Tensor]) -> None:
+    """Refuse a family whose stock cache gives other logits than a pass without one: its decode could not be trusted."""
+    one, other = torch.cat(chunked, dim=1), at_once[0]
+    gap = ((one - other).abs().max() / other.abs().max()).item()
+    if not gap < CACHE_TOLERANCE:
+        raise FamilyNotCertified(
+            f"Its stock code decodes from the cache otherwise than at once (by {gap:.0e} of the logits)."
+        )
 
 
 def _go_back(
@@ -222,3 +256,64 @@ def _certificate(family: str, findings: _Findings) -> Certificate:
     failed = [f"{heading} ({gap:.1e})" for heading, gap in findings.differences.items() if gap > 0]
     reason = f"In parts it differs from the whole: {', '.join(failed)}." if failed else ""
     return Certificate(family, not failed, reason, worst, findings.truncatable and not failed)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m swarmnode.models.certify [--family NAME …] [--write]`."""
+    parser = argparse.ArgumentParser(prog="python -m swarmnode.models.certify", description="Certify model families.")
+    parser.add_argument("--family", action="append", help="only this family; may be given several times")
+    parser.add_argument("--write", action="store_true", help="write the table and the page (without --family)")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    certificates = []
+    for family in asked.family or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        certificates.append(certify_family(family))
+        print(_line(certificates[-1]), flush=True)
+    if asked.write and not asked.family:
+        TABLE.write_text(table(certificates), encoding="utf-8")
+        PAGE.write_text(page(certificates), encoding="utf-8")
+
+
+def _line(entry: Certificate) -> str:
+    verdict = "certified" if entry.certified else "refused"
+    return (
+        f"{entry.family:28} {verdict:10} {'' if entry.truncatable else 'replays ' if entry.certified else entry.reason}"
+    )
+
+
+def table(certificates: Sequence[Certificate]) -> str:
+    """The text of `certified.json`."""
+    families = [asdict(entry) for entry in certificates]
+    return json.dumps({"transformers": transformers.__version__, "families": families}, indent=1) + "\n"
+
+
+def page(certificates: Sequence[Certificate]) -> str:
+    """The text of `docs/FAMILIES.md`."""
+    served = [entry for entry in certificates if entry.certified]
+    refused = [entry for entry in certificates if not entry.certified]
+    lines = [
+        "# Model families",
+        "",
+        "Made by `python -m swarmnode.models.certify --write`; do not edit. "
+        f"Of the {len(certificates)} causal language models of transformers {transformers.__version__}, "
+        f"{len(served)} are certified: a tiny random model of the family, cut at every boundary, gave the whole model's "
+        "logits bit for bit in float32 (a prompt at once, in chunks, decode from the cache, going back, two sessions in turn).",
+        "",
+        "*Goes back*: a session may return to an earlier position (with a sliding window: as long as nothing left it). "
+        "*Replays*: the state cannot go back, so the session is sent again from the start.",
+        "",
+        "| family | a session |",
+        "|---|---|",
+        *[f"| {entry.family} | {'goes back' if entry.truncatable else 'replays'} |" for entry in served],
+        "",
+        "## Refused",
+        "",
+        "| family | why |",
+        "|---|---|",
+        *[f"| {entry.family} | {entry.reason.replace('|', '/')} |" for entry in refused],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

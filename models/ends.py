@@ -11,6 +11,7 @@ from swarmnode.errors import ProtocolViolation
 
 from . import cut
 from .cache import open_stock_cache, seek
+from .stand_ins import Gate
 
 __all__ = ["Ends"]
 
@@ -37,8 +38,9 @@ class Ends:
         layout: cut.Layout = model.swarmnode_layout
         self._decoder = model.get_submodule(layout.decoder)
         gates = model.get_submodule(layout.blocks)
-        self._first: cut.Gate = gates[0]
-        self._last: cut.Gate = gates[-1]
+        self._first: Gate = gates[0]
+        self._last: Gate = gates[-1]
+        self._first.remembers = True
 
     @torch.inference_mode()
     def embed(self, ids: torch.Tensor, position: int) -> torch.Tensor:
@@ -88,7 +90,7 @@ class Ends:
     def _forward(self, module: Any, position: int, shape: torch.Size, **inputs: torch.Tensor) -> Any:
         cache = open_stock_cache(self._config, frozenset())
         seek(cache, position)
-        about = cut.step_arguments(module.forward, position, *shape, cache, self.device)
+        about = cut.step_arguments(module, position, *shape, cache, self.device)
         return module(**inputs, **about)
 
     def _forget(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from swarmnode.errors import ProtocolViolation, ReplayNeeded
+from swarmnode.errors import BadRange, ProtocolViolation, ReplayNeeded
 
 from . import cut
 from .cache import SpanCache
-from .families import certificate
+from .quirks import quirks_of
+from .stand_ins import Doorway, Gate
 
 __all__ = ["Span", "SpanCache"]
 
@@ -26,32 +28,33 @@ class Span:
         num_blocks: blocks of the whole model.
         hidden_size: width of the hidden state.
         truncatable: sessions may go back to an earlier position (sliding windows still forget what left them).
-        weight_bytes: bytes of all weights and buffers held.
+        weight_bytes: bytes of the blocks' weights and buffers.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, start: int | None = None, end: int | None = None) -> None:
+        part: cut.Part = model.part
         self._model = model
         self._config = cut.text_config(model.config)
-        part: cut.Part = model.part
-        self.start, self.end = part.start, part.end
+        self.start = part.start if start is None else start
+        self.end = part.end if end is None else end
         self.num_blocks = cut.num_blocks(model.config)
         self.hidden_size = cut.hidden_size(model.config)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
-        self.weight_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        layout: cut.Layout = model.swarmnode_layout
-        self._decoder = model.get_submodule(layout.decoder)
-        self._held = _cache_layers(model.get_submodule(layout.blocks)[self.start : self.end])
-        self._incoming: torch.Tensor | None = None
-        self._outgoing: Any = None
-        blocks = model.get_submodule(layout.blocks)
-        blocks[self.start].register_forward_pre_hook(self._enter, with_kwargs=True)
-        blocks[self.end - 1].register_forward_hook(self._leave)
+        self._decoder, blocks, self._first, self._last = _open_doors(model, self.start, self.end)
+        self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
+        self._held = _cache_layers(blocks, self.start)
+        self._single_steps = quirks_of(model.config.model_type).single_steps
+        self.truncatable = self.open_cache().truncatable
 
-    @property
-    def truncatable(self) -> bool:
-        """Whether sessions may go back to an earlier position without being sent again."""
-        return certificate(self._model.config.model_type).truncatable
+    def part(self, start: int, end: int) -> Span:
+        """The blocks `start:end` of these, on the same weights, with caches of their own. Raises BadRange."""
+        if not self.start <= start < end <= self.end:
+            raise BadRange(
+                f"Blocks {start}:{end} are not among the blocks {self.start}:{self.end} held here.",
+                hint=f"Name a range within {self.start}:{self.end}; the end is not included.",
+            )
+        return Span(self._model, start, end)
 
     def open_cache(self) -> SpanCache:
         """A new session's state, empty."""
@@ -76,30 +79,24 @@ class Span:
         self._check(cache, hidden, position)
         cache.truncate(position)
         cache.spoiled = True  # until the step is through: half a step must not be built upon
-        out = self._run(cache, hidden.to(device=self.device, dtype=self.dtype), position)
-        cache.position = position + hidden.shape[1]
+        hidden = hidden.to(device=self.device, dtype=self.dtype)
+        tokens = 1 if self._single_steps and position else hidden.shape[1]
+        out = [self._run(cache, piece) for piece in hidden.split(tokens, dim=1)]
         cache.spoiled = False
-        return out
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
-    def _run(self, cache: SpanCache, hidden: torch.Tensor, position: int) -> torch.Tensor:
-        forward = self._decoder.forward
+    def _run(self, cache: SpanCache, hidden: torch.Tensor) -> torch.Tensor:
         rows, tokens = hidden.shape[:2]
-        about = cut.step_arguments(forward, position, rows, tokens, cache.ready(), self.device)
-        self._incoming = hidden
+        about = cut.step_arguments(self._decoder, cache.position, rows, tokens, cache.ready(), self.device)
+        self._first.incoming = hidden
         try:
-            self._decoder(inputs_embeds=hidden, **about)
-            return _first(self._outgoing).contiguous()
+            # What the stock code makes of zeros before the first held block counts for nothing: the doorway replaces it.
+            self._decoder(inputs_embeds=torch.zeros_like(hidden), **about)
+            cache.position += tokens
+            return _hidden_state(self._last.outgoing).contiguous()
         finally:
-            self._incoming = self._outgoing = None
-
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before the first block: whatever the stock code did to the hidden state on its way here does not count."""
-        if args:
-            return (self._incoming, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._incoming}
-
-    def _leave(self, _: nn.Module, __: object, output: object) -> None:
-        self._outgoing = output
+            self._first.incoming = None
+            self._first.outgoing = self._last.outgoing = None
 
     def _check(self, cache: SpanCache, hidden: torch.Tensor, position: int) -> None:
         span = (self.start, self.end)
@@ -122,13 +119,39 @@ class Span:
             )
 
 
-def _cache_layers(blocks: nn.ModuleList) -> frozenset[int]:
-    """Which layers of the stock cache the blocks write: a block may have several, or none."""
-    indices = (getattr(module, "layer_idx", None) for block in blocks for module in block.modules())
-    return frozenset(index for index in indices if isinstance(index, int))
+def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module, list[nn.Module], Doorway, Doorway]:
+    """The decoder to call, the blocks `start:end`, and where hidden states go in and come out.
+
+    The modules on the way from the decoder to its blocks are shallow copies, so that several spans can share the weights.
+    """
+    layout: cut.Layout = model.swarmnode_layout
+    all_blocks = list(cast(nn.ModuleList, model.get_submodule(layout.blocks)))
+    blocks = all_blocks[start:end]
+    first = Doorway(blocks[0])
+    last = first if len(blocks) == 1 else Doorway(blocks[-1])
+    returns = quirks_of(model.config.model_type).block_returns
+    row = [Gate(block, returns) for block in all_blocks]
+    row[start:end] = [first, *blocks[1:-1], last][: len(blocks)]
+    inner: nn.Module = nn.ModuleList(row)
+    path = layout.blocks
+    while path != layout.decoder:
+        path, _, name = path.rpartition(".")
+        owner = copy.copy(model.get_submodule(path))
+        owner._modules = {**owner._modules, name: inner}
+        inner = owner
+    return inner, blocks, first, last
 
 
-def _first(output: object) -> torch.Tensor:
+def _cache_layers(blocks: list[nn.Module], start: int) -> frozenset[int]:
+    """Which layers of the stock cache the blocks write: a block names its own (one or more) or has the block's index."""
+    held: set[int] = set()
+    for index, block in enumerate(blocks, start):
+        named = (getattr(module, "layer_idx", None) for module in block.modules())
+        held |= {layer for layer in named if isinstance(layer, int)} or {index}
+    return frozenset(held)
+
+
+def _hidden_state(output: object) -> torch.Tensor:
     """The hidden state of what a block returned."""
     first = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(first, torch.Tensor):

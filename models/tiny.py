@@ -45,10 +45,11 @@ _LATENT_ATTENTION: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": HEAD_DIM,
-    "index_n_heads": 2,
+    "index_n_heads": 16,  # few heads make ties, and then which tokens count as best is chance
     "index_head_dim": HEAD_DIM,
     "index_topk": 4,
 }
+_LATENT_HEADS: dict[str, Any] = {"head_dim": _LATENT_ATTENTION["qk_rope_head_dim"], "num_key_value_heads": HEADS}
 _EXPERTS: dict[str, Any] = {
     "num_experts": 4,
     "num_local_experts": 4,
@@ -91,6 +92,20 @@ _TOWERS: dict[str, Any] = {"image_size": 16, "patch_size": 8, "num_channels": 3}
 _SMALL = _ATTENTION | _LATENT_ATTENTION | _EXPERTS | _RECURRENCE | _TOWERS
 
 _DECODER = {"is_decoder": True}
+_GEMMA4 = {
+    "use_bidirectional_attention": "vision",
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "global_head_dim": 32,
+}
+_INKLING = {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": 2, "swa_head_dim": HEAD_DIM}
+_QWEN4 = {
+    **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM, "indexer_budget": 8},
+    **{"indexer_compress_ratio": 2, "hc_count": 2, "hc_lowrank": 8},
+}
+_ROPE_BY_KIND = {
+    kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in ("full_attention", "sliding_attention")
+}
 
 _FAMILIES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
@@ -101,22 +116,34 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         _DECODER,
     ),
     "bamba": {"attn_layer_indices": [1, 3]},
+    "big_bird": _DECODER | {"attention_type": "original_full"},
     "biogpt": {"max_position_embeddings": 64},
     "codegen": {"n_ctx": 128},
     "cpmant": {"dim_head": HEAD_DIM, "dim_ff": 48, "prompt_length": 4},
     "ctrl": {"dff": 48},
-    "dots3_note": {"num_key_value_heads": HEADS},
-    "dots3_note_text": {"num_key_value_heads": HEADS},
-    "gemma4_text": {
-        "hidden_size_per_layer_input": 0,
-        "vocab_size_per_layer_input": VOCABULARY,
-        "global_head_dim": 32,
-        "enable_moe_block": True,
-        "top_k_experts": 2,
+    "cohere_compass_text": {"rope_parameters": _ROPE_BY_KIND},
+    "dbrx": {
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 24, "moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
     },
+    "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8},
+    "dots3_note_vision_encoder": {"adapter_in_dim": HEADS * HEAD_DIM, "adapter_out_dim": HEADS * HEAD_DIM},
+    "dots3_note_text": {"head_dim": HEAD_DIM, "per_layer_config": {}},
+    "gemma4_text": _GEMMA4 | {"enable_moe_block": True, "top_k_experts": 2},
+    "gemma4_unified_text": _GEMMA4,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
+    "inkling2_text": _INKLING,
+    "inkling_text": _INKLING | {"sliding_window_size": WINDOW},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "longcat_flash": {"num_layers": BLOCKS, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8},
+    "phi4_multimodal": {
+        "audio_config": {"hidden_size": 64, "nemo_conv_channels": 16, "intermediate_size": 48, "ext_pw_out_channel": 64}
+    },
+    "qwen4_exp_text": _QWEN4,
+    "reformer": _DECODER,
     "roc_bert": _DECODER | {"pronunciation_vocab_size": 16, "shape_vocab_size": 16},
     "xmod": _DECODER | {"languages": ["en_XX"], "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
@@ -130,7 +157,7 @@ def tiny_config(family: str) -> PretrainedConfig:
 
 def _tiny(config_class: type[PretrainedConfig], family: str) -> PretrainedConfig:
     known = inspect.signature(config_class).parameters
-    small = _SMALL | ({"head_dim": _SMALL["qk_rope_head_dim"]} if "kv_lora_rank" in known else {})
+    small = _SMALL | (_LATENT_HEADS if "kv_lora_rank" in known else {})
     values: dict[str, Any] = {}
     for name, value in small.items():
         for field in (name, config_class.attribute_map.get(name)):
@@ -138,9 +165,10 @@ def _tiny(config_class: type[PretrainedConfig], family: str) -> PretrainedConfig
                 values[field] = value
     values |= _every_kind(config_class, known)
     values |= _FAMILIES.get(family, {})
-    for name, sub in config_class.sub_configs.items():
-        if name not in values and getattr(sub, "model_type", None):
-            values[name] = _tiny(sub, sub.model_type).to_dict()
+    for name in config_class.sub_configs:
+        section = getattr(config_class(), name, None)
+        if name not in values and section is not None:
+            values[name] = _tiny(type(section), section.model_type).to_dict()
     return config_class(**values)
 
 
