@@ -1,12 +1,12 @@
 """The state one session keeps on one part: transformers' own cache, filled only for the blocks that are held.
 
-The cache has a layer for every block of the whole model, as the stock forward expects. The layers of blocks that are elsewhere hold
-nothing and only report the session's position, because the stock code asks any layer how long the sequence is.
+The cache has a layer for every block of the whole model, as the stock forward expects. The layers of blocks that are
+elsewhere hold nothing and only report the session's position, because the stock code asks any layer how long the
+sequence is.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -79,8 +79,16 @@ class _Elsewhere:
     update_conv_state = update_recurrent_state = update_indexer = update
 
 
-@functools.cache
+_CLASSES: dict[type, type] = {}
+
+
 def _elsewhere(layer_class: type) -> type:
+    if layer_class not in _CLASSES:
+        _CLASSES[layer_class] = _mixed(layer_class)
+    return _CLASSES[layer_class]
+
+
+def _mixed(layer_class: type) -> type:
     return type(f"Elsewhere{layer_class.__name__}", (_Elsewhere, layer_class), {"_layer_type": None})
 
 
@@ -89,7 +97,7 @@ def open_stock_cache(config: PretrainedConfig, held: frozenset[int]) -> Cache:
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
         if index not in held:
-            empty = object.__new__(_elsewhere(type(layer)))
+            empty: Any = object.__new__(_elsewhere(type(layer)))
             vars(empty).update(vars(layer))
             cache.layers[index] = empty
     return cache

@@ -1,8 +1,8 @@
 """Show for each model family whether cutting is exact: a tiny random model in parts against the same model whole.
 
-Every comparison uses equal shapes and float32 and must be bit-identical: a long prompt at once, the prompt in chunks, decode from the
-cache, going back and doing it again, two sessions in turn, two rows; over every way to cut the blocks in two, all single blocks, and
-all in one. `python -m swarmnode.models.certify --write` makes `certified.json` and `docs/FAMILIES.md`.
+Every comparison uses equal shapes and float32 and must be bit-identical: a long prompt at once, the prompt in chunks,
+decode from the cache, going back and doing it again, two sessions in turn, two rows; over every way to cut the blocks in
+two, all single blocks, and all in one. `python -m swarmnode.models.certify --write` makes `certified.json` and `docs/FAMILIES.md`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TinyCheckpoint:
 
 @contextmanager
 def tiny_checkpoint(config: PretrainedConfig, seed: int = SEED) -> Iterator[TinyCheckpoint]:
-    """A tiny random model, saved in its checkpoint format (experts apart, old names) to a folder that goes away again."""
+    """A tiny random model, saved in its checkpoint format (experts apart, old names) to a folder that goes away."""
     stock, own_config = cut.causal_class(config)
     with cut.quiet_transformers(), tempfile.TemporaryDirectory() as name:
         torch.manual_seed(seed)
@@ -131,7 +131,9 @@ class _Chain:
         for span, cache in zip(self._spans, caches, strict=True):
             hidden = span.step(cache, hidden, position)
         rows = 1 if self._single_steps and position else hidden.shape[1]
-        return torch.cat([self._ends.logits(piece, last_only=False) for piece in hidden.split(rows, dim=1)], dim=1)
+        return torch.cat(
+            [self._ends.logits(piece, last_only=False) for piece in torch.split(hidden, rows, dim=1)], dim=1
+        )
 
     def play(
         self, ids: torch.Tensor, lengths: Sequence[int], caches: list[Any] | None = None
@@ -143,15 +145,15 @@ class _Chain:
 
 
 def _whole(model: PreTrainedModel, ids: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
-    """Logits of the consecutive chunks by the stock model and its own cache (token by token where the family needs that)."""
+    """Logits of the consecutive chunks by the stock model and its own cache, in single steps if the family needs it."""
     cache = DynamicCache(config=cut.text_config(model.config))
     single = quirks_of(model.config.model_type).single_steps
     chunks = []
     for start, stop in _bounds(lengths):
-        pieces = []
-        for piece in ids[:, start:stop].split(1 if single and start else stop - start, dim=1):
+        pieces: list[torch.Tensor] = []
+        for piece in torch.split(ids[:, start:stop], 1 if single and start else stop - start, dim=1):
             place = start + len(pieces)
-            about = cut.step_arguments(model, place, piece.shape[0], piece.shape[1], cache, ids.device)
+            about = cut.step_arguments(model, cache, place, piece)
             with torch.inference_mode():
                 pieces.append(model(input_ids=piece, **about).logits.float())
         chunks.append(torch.cat(pieces, dim=1))

@@ -1,10 +1,10 @@
 """Cut a stock transformers model into parts: spans of blocks, and the ends around them.
 
-A part is the stock causal-LM class itself, built whole on the meta device inside `from_pretrained`, from which all that
-the part does not hold was taken out again: a block elsewhere becomes a `Gate` that lets the hidden state pass, any other
-module a weightless `Absent`. What stays keeps its own name, index and config, so weight converters, tied heads, per-layer
-lists and per-index constants work as in the whole model, and no family needs code of its own. Knows nothing of positions
-and caches.
+A part is the stock causal-LM class itself, built whole on the meta device inside `from_pretrained`, from which all
+that the part does not hold was taken out again: a block elsewhere becomes a `Gate` that lets the hidden state pass, any
+other module a weightless `Absent`. What stays keeps its own name, index and config, so weight converters, tied heads,
+per-layer lists and per-index constants work as in the whole model, and no family needs code of its own. Knows nothing
+of positions and caches.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def build_part(
 
     Args:
         config: config of the whole model.
-        tensors: the checkpoint's tensors of this part under the checkpoint's own names (`part_tensor_names` picks them). A value is a
-            tensor, or a lazy safetensors slice that is read only when its turn comes, so that no two copies are ever held.
+        tensors: the checkpoint's tensors of this part under the checkpoint's own names (`part_tensor_names` picks them).
+            A value is a tensor, or a lazy safetensors slice that is read only when its turn comes, so that no two
+            copies are ever held.
 
     Raises:
         CheckpointBroken: tensors are missing, have the wrong shape or cannot be converted.
@@ -94,7 +95,7 @@ def build_part(
                 hint="The checkpoint is damaged or of another model: download it again.",
             ) from error
     _require_all(part, report)
-    # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, even in inference mode.
+    # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, even without autograd.
     return cast(PreTrainedModel, model.eval())
 
 
@@ -108,7 +109,7 @@ def part_tensor_names(config: PretrainedConfig, part: Part, names: Iterable[str]
 
 
 def part_tensor_name(config: PretrainedConfig, part: Part, name: str) -> str | None:
-    """The name under which a checkpoint's tensor enters the part (its own name), or None when the part does not need it."""
+    """The name under which a checkpoint's tensor enters the part (its own), or None when the part does not need it."""
     return name if part_tensor_names(config, part, [name]) else None
 
 
@@ -173,7 +174,6 @@ def holds(part: Part, block: int) -> bool:
     return part.kind == "span" and part.start <= block < part.end
 
 
-@functools.lru_cache(maxsize=64)
 def _part_class(stock: type[PreTrainedModel], part: Part) -> type[PreTrainedModel]:
     """A subclass of the stock class that builds itself whole and then keeps the part.
 
@@ -246,7 +246,8 @@ def _require_all(part: Part, report: Mapping[str, Any]) -> None:
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     if mismatched:
         raise CheckpointBroken(
-            f"{len(mismatched)} tensors of {_describe(part)} have another shape than the config says: {_listed(mismatched)}.",
+            f"{len(mismatched)} tensors of {_describe(part)} have another shape than the config says: "
+            f"{_listed(mismatched)}.",
             hint="The weights and the config belong to different models: download both again.",
         )
 

@@ -54,7 +54,7 @@ class Ends:
             `[rows, tokens, hidden_size]` in the ends' dtype on the ends' device.
         """
         ids = ids.to(self.device)
-        self._forward(self._decoder, position, ids.shape, input_ids=ids)
+        self._forward(self._decoder, position, ids)
         seen = self._first.seen
         if seen is None:
             raise RuntimeError("the stock forward never reached block 0")
@@ -81,17 +81,16 @@ class Ends:
         some_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         self._last.incoming = hidden  # from here on the stock forward no longer knows what the ids were
         try:
-            output = self._forward(self._model, 0, hidden.shape[:2], input_ids=some_ids)
+            output = self._forward(self._model, 0, some_ids)
         finally:
             self._forget()
         logits: torch.Tensor = output.logits
         return logits.float()
 
-    def _forward(self, module: Any, position: int, shape: torch.Size, **inputs: torch.Tensor) -> Any:
+    def _forward(self, module: Any, position: int, ids: torch.Tensor) -> Any:
         cache = open_stock_cache(self._config, frozenset())
         seek(cache, position)
-        about = cut.step_arguments(module, position, *shape, cache, self.device)
-        return module(**inputs, **about)
+        return module(input_ids=ids, **cut.step_arguments(module, cache, position, ids))
 
     def _forget(self) -> None:
         self._first.seen = self._last.seen = self._last.incoming = None

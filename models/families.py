@@ -1,4 +1,4 @@
-"""Which model families are certified, read from the generated table beside this file. Knows neither torch nor transformers."""
+"""Which model families are certified, by the generated table beside this file. Knows neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Certificate:
         family: the config's `model_type`.
         certified: every comparison was bit-identical.
         reason: why not, in one sentence; empty when certified.
-        max_difference: largest absolute difference of any logit (0.0 when certified), or None when nothing could be compared.
+        max_difference: largest absolute difference of any logit (0.0 when certified), None when none could be compared.
         truncatable: a session may go back to an earlier position; otherwise it is sent again from the start.
     """
 

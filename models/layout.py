@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Layout:
 
 
 def causal_class(config: PretrainedConfig) -> tuple[type[PreTrainedModel], PretrainedConfig]:
-    """The stock class for a config, and the config that this class takes (of a multimodal model perhaps the text section).
+    """The stock class for a config, and the config that this class takes (perhaps the text section of a multimodal one).
 
     Raises:
         FamilyNotCertified: transformers has no such class.
@@ -101,7 +101,7 @@ def find_layout(model: PreTrainedModel) -> Layout:
 
 
 def _takes_hidden_states(module: nn.Module) -> bool:
-    return "inputs_embeds" in _argument_names(type(module))
+    return "inputs_embeds" in _argument_names(module)
 
 
 def ancestors(path: str) -> Iterator[str]:
@@ -111,19 +111,25 @@ def ancestors(path: str) -> Iterator[str]:
         yield path
 
 
-def step_arguments(
-    module: nn.Module, position: int, rows: int, tokens: int, cache: Cache, device: torch.device
-) -> dict[str, Any]:
-    """What a stock forward wants to be told about a step beside its input, under the names it uses."""
-    known = _argument_names(type(module))
+def step_arguments(module: nn.Module, cache: Cache, position: int, tokens: torch.Tensor) -> dict[str, Any]:
+    """What a stock forward wants to be told about a step beside its input, under the names it uses.
+
+    Args:
+        tokens: the input, `[rows, tokens, …]`, whose first token stands at `position`.
+    """
+    known = _argument_names(module)
     arguments: dict[str, Any] = {"use_cache": True}
     arguments["cache_params" if "cache_params" in known else "past_key_values"] = cache
     if "position_ids" in known:
-        places = torch.arange(position, position + tokens, device=device)
-        arguments["position_ids"] = places.unsqueeze(0).expand(rows, -1)
+        places = torch.arange(position, position + tokens.shape[1], device=tokens.device)
+        arguments["position_ids"] = places.unsqueeze(0).expand(tokens.shape[0], -1)
     return arguments
 
 
+def _argument_names(module: nn.Module) -> frozenset[str]:
+    return _names_of(type(module).forward)
+
+
 @functools.cache
-def _argument_names(module_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(module_class.forward).parameters)
+def _names_of(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)

@@ -19,7 +19,7 @@ class Quirks:
         block_returns: how many values its blocks return, hidden state first; 0 for a bare tensor.
         num_blocks_field: the config field that counts the blocks.
         streams_field: the config field that counts the parallel hidden states between blocks, if there are several.
-        single_steps: its stock code forgets the recurrent state when several tokens follow earlier ones, so they go one by one.
+        single_steps: its stock code forgets the recurrent state when several tokens follow earlier ones: one by one, then.
         why_not: why it cannot be cut, where the failure itself does not say so.
     """
 
@@ -39,7 +39,7 @@ def _each(families: str, quirks: Quirks) -> dict[str, Quirks]:
 
 _TABLE: dict[str, Quirks] = {
     **_each(
-        "bloom codegen falcon falcon_h1 gpt_neo gpt_neox_japanese gptj megatron-bert mpt openai-gpt rembert roformer trocr",
+        "bloom codegen falcon falcon_h1 gpt_neo gpt_neox_japanese gptj megatron-bert mpt rembert roformer trocr",
         Quirks(block_returns=1),
     ),
     **_each("bamba glm_moe_dsa", Quirks(block_returns=2)),
@@ -48,7 +48,8 @@ _TABLE: dict[str, Quirks] = {
     "longcat_flash": Quirks(num_blocks_field="num_layers"),
     # What cannot be cut, and why.
     **_each(
-        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen musicgen_melody mvp pegasus plbart prophetnet whisper",
+        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen musicgen_melody mvp pegasus plbart"
+        " prophetnet whisper",
         Quirks(why_not="It is an encoder-decoder: its blocks attend to an encoder's output."),
     ),
     **_each("gemma3n gemma3n_text", Quirks(why_not="Its later blocks read the keys and values of earlier ones.")),
@@ -70,7 +71,7 @@ _TABLE: dict[str, Quirks] = {
     **_each("git mllama", Quirks(why_not="It answers about images; without one some of its blocks do not run.")),
     **_each("xlnet", Quirks(why_not="Its blocks carry two streams and no ordinary cache.")),
     **_each("xlm", Quirks(why_not="It keeps no list of whole blocks.")),
-    **_each("openai-gpt", Quirks(block_returns=1, why_not="Its stock code has no cache.")),
+    **_each("openai-gpt", Quirks(why_not="Its stock code has no cache.")),
     **_each("blt", Quirks(why_not="It groups bytes into patches by a second model.")),
     **_each("cpmant", Quirks(why_not="It puts prompt embeddings of its own before the tokens of every step.")),
     **_each("moshi", Quirks(why_not="It speaks and listens: its decoder works on audio codes beside the text.")),
@@ -84,25 +85,28 @@ def quirks_of(family: str) -> Quirks:
 
 
 _ENCODERS = frozenset(
-    [
-        "bert",
-        "bert-generation",
-        "big_bird",
-        "camembert",
-        "data2vec-text",
-        "electra",
-        "ernie",
-        "megatron-bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roc_bert",
-        "roformer",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    ]
+    (
+        *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+        *(
+            "rembert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "roformer",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+        ),
+    )
 )
+"""Families made as encoders: certified as the decoders that they are with `is_decoder` set."""
+
+_BEYOND_A_HIDDEN_STATE = {
+    "num_kv_shared_layers": "Its later blocks read the keys and values of earlier ones",
+    "hidden_size_per_layer_input": "Its blocks read embeddings of the token ids, which servers do not see",
+    "ple_layer_ids": "Its blocks read embeddings of the token ids, which servers do not see",
+}
+"""Config fields that, when set, let blocks see more of each other than the hidden state."""
 
 
 def refusal(config: Any) -> str:
@@ -113,15 +117,12 @@ def refusal(config: Any) -> str:
     """
     text = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
-        return "The model is an encoder-decoder."
+        return "The model is an encoder-decoder (`is_encoder_decoder`)."
     if config.model_type in _ENCODERS and not getattr(text, "is_decoder", False):
         return "The model is an encoder (`is_decoder` is false in its config)."
-    if getattr(text, "num_kv_shared_layers", 0):
-        return "Its later blocks read the keys and values of earlier ones (`num_kv_shared_layers`)."
-    if getattr(text, "hidden_size_per_layer_input", 0):
-        return "Its blocks read embeddings of the token ids (`hidden_size_per_layer_input`), which servers do not see."
-    if getattr(text, "ple_layer_ids", None):
-        return "Its blocks read embeddings of the token ids (`ple_layer_ids`), which servers do not see."
     if "shared" in (getattr(text, "indexer_types", None) or ()):
         return "Some blocks reuse the token choice of an earlier block (`indexer_types`)."
+    for field, reason in _BEYOND_A_HIDDEN_STATE.items():
+        if getattr(text, field, None):
+            return f"{reason} (`{field}`)."
     return ""

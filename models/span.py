@@ -81,18 +81,17 @@ class Span:
         cache.spoiled = True  # until the step is through: half a step must not be built upon
         hidden = hidden.to(device=self.device, dtype=self.dtype)
         tokens = 1 if self._single_steps and position else hidden.shape[1]
-        out = [self._run(cache, piece) for piece in hidden.split(tokens, dim=1)]
+        out = [self._run(cache, piece) for piece in torch.split(hidden, tokens, dim=1)]
         cache.spoiled = False
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
     def _run(self, cache: SpanCache, hidden: torch.Tensor) -> torch.Tensor:
-        rows, tokens = hidden.shape[:2]
-        about = cut.step_arguments(self._decoder, cache.position, rows, tokens, cache.ready(), self.device)
+        about = cut.step_arguments(self._decoder, cache.ready(), cache.position, hidden)
         self._first.incoming = hidden
         try:
-            # What the stock code makes of zeros before the first held block counts for nothing: the doorway replaces it.
+            # What the stock code makes of the zeros before the first held block does not count: the doorway replaces it.
             self._decoder(inputs_embeds=torch.zeros_like(hidden), **about)
-            cache.position += tokens
+            cache.position += hidden.shape[1]
             return _hidden_state(self._last.outgoing).contiguous()
         finally:
             self._first.incoming = None
@@ -102,12 +101,14 @@ class Span:
         span = (self.start, self.end)
         if hidden.ndim != 3 or hidden.shape[2] != self.hidden_size or 0 in hidden.shape:
             raise ProtocolViolation(
-                f"A step for blocks {self.start}:{self.end} has shape {list(hidden.shape)}, not [rows, tokens, {self.hidden_size}].",
+                f"A step for blocks {self.start}:{self.end} has shape {list(hidden.shape)}, "
+                f"not [rows, tokens, {self.hidden_size}].",
                 span=span,
             )
         if position < 0 or position > cache.position:
             raise ProtocolViolation(
-                f"A step came for position {position}, but blocks {self.start}:{self.end} have seen {cache.position} tokens.",
+                f"A step came for position {position}, but blocks {self.start}:{self.end} "
+                f"have seen {cache.position} tokens.",
                 hint="Send the tokens in between first.",
                 span=span,
             )
@@ -122,7 +123,7 @@ class Span:
 def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module, list[nn.Module], Doorway, Doorway]:
     """The decoder to call, the blocks `start:end`, and where hidden states go in and come out.
 
-    The modules on the way from the decoder to its blocks are shallow copies, so that several spans can share the weights.
+    The modules on the way from the decoder to its blocks are shallow copies, so that spans can share the weights.
     """
     layout: cut.Layout = model.swarmnode_layout
     all_blocks = list(cast(nn.ModuleList, model.get_submodule(layout.blocks)))
@@ -130,7 +131,7 @@ def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module
     first = Doorway(blocks[0])
     last = first if len(blocks) == 1 else Doorway(blocks[-1])
     returns = quirks_of(model.config.model_type).block_returns
-    row = [Gate(block, returns) for block in all_blocks]
+    row: list[nn.Module] = [Gate(block, returns) for block in all_blocks]
     row[start:end] = [first, *blocks[1:-1], last][: len(blocks)]
     inner: nn.Module = nn.ModuleList(row)
     path = layout.blocks
@@ -143,7 +144,7 @@ def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module
 
 
 def _cache_layers(blocks: list[nn.Module], start: int) -> frozenset[int]:
-    """Which layers of the stock cache the blocks write: a block names its own (one or more) or has the block's index."""
+    """Which layers of the stock cache the blocks write: those they name, else the one of their own index."""
     held: set[int] = set()
     for index, block in enumerate(blocks, start):
         named = (getattr(module, "layer_idx", None) for module in block.modules())

@@ -11,7 +11,7 @@ __all__ = ["Absent", "Doorway", "Gate"]
 
 
 class _StandIn(nn.Module):
-    """Stands for a module that is not held: has no weights, but answers for its attributes (some models ask for them)."""
+    """Stands for a module: has no weights of its own, but answers for its attributes (some models ask for them)."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Gate(_StandIn):
 
 
 class Absent(_StandIn):
-    """Stands for a module the part does not need: a norm or projection gives back what it is given, an embedding zero."""
+    """Stands for a module the part does not need: an embedding gives zero, all else gives back what it is given."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -60,7 +60,7 @@ class Absent(_StandIn):
 
 
 class Doorway(_StandIn):
-    """Stands around a held block: gives it `incoming` in place of what the stock code brings, and keeps what it returns.
+    """Stands around a held block: gives it `incoming` instead of what the stock code brings, keeps what it returns.
 
     The block itself is untouched, so several spans may share it.
     """

@@ -1,4 +1,4 @@
-"""A tiny config for every causal-LM family: a few blocks of every kind the family has, small enough to run in milliseconds.
+"""A tiny config for every causal-LM family: a few blocks of every kind the family has, run in milliseconds.
 
 What is common is in `_SMALL`; `_FAMILIES` holds what a family needs beyond it. Knows nothing of parts.
 """
@@ -151,7 +151,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str) -> PretrainedConfig:
-    """The tiny config of a model type. Raises what the family's own validation raises when it cannot be made this small."""
+    """The tiny config of a model type. Raises what the family's own validation raises when it is too small for it."""
     return _tiny(CONFIG_MAPPING[family], family)
 
 
