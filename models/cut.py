@@ -68,9 +68,8 @@ def build_part(
 
     Args:
         config: config of the whole model.
-        tensors: the checkpoint's tensors of this part under the checkpoint's own names (`part_tensor_names` picks them).
-            A value is a tensor, or a lazy safetensors slice that is read only when its turn comes, so that no two
-            copies are ever held.
+        tensors: the checkpoint's tensors of this part under its own names (`part_tensor_names` picks them). A value is a tensor, or a lazy safetensors slice that is read only when its turn comes, so that no
+            two copies are ever held.
 
     Raises:
         CheckpointBroken: tensors are missing, have the wrong shape or cannot be converted.
@@ -95,7 +94,7 @@ def build_part(
                 hint="The checkpoint is damaged or of another model: download it again.",
             ) from error
     _require_all(part, report)
-    # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, even without autograd.
+    # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, autograd or not.
     return cast(PreTrainedModel, model.eval())
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from swarmnode.errors import FamilyNotCertified
 
+from .quirks import refusal
+
 __all__ = ["Certificate", "all_certificates", "certificate", "require_certified"]
 
 TABLE_NAME = "certified.json"
@@ -37,6 +39,8 @@ class Certificate:
 class _Config(Protocol):
     model_type: str
 
+    def get_text_config(self, decoder: bool | None = None) -> object: ...
+
 
 @functools.cache
 def all_certificates() -> tuple[Certificate, ...]:
@@ -54,10 +58,11 @@ def certificate(family: str) -> Certificate:
 
 
 def require_certified(config: _Config) -> None:
-    """Raise FamilyNotCertified, naming family and reason, unless the config's family was shown to be cut exactly."""
+    """Raise FamilyNotCertified, naming family and reason, unless a model of this config was shown to be cut exactly."""
     entry = certificate(config.model_type)
-    if not entry.certified:
+    reason = refusal(config) if entry.certified else entry.reason
+    if reason:
         raise FamilyNotCertified(
-            f"The model family {entry.family!r} cannot be served in parts: {entry.reason}",
+            f"A model of the family {entry.family!r} cannot be served in parts: {reason}",
             hint="Run `swarmnode models` for the families that can.",
         )

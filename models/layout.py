@@ -45,7 +45,7 @@ class Layout:
 
 
 def causal_class(config: PretrainedConfig) -> tuple[type[PreTrainedModel], PretrainedConfig]:
-    """The stock class for a config, and the config that this class takes (perhaps the text section of a multimodal one).
+    """The stock class for a config, and the config this class takes (perhaps the text section of a multimodal one).
 
     Raises:
         FamilyNotCertified: transformers has no such class.

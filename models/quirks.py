@@ -19,7 +19,7 @@ class Quirks:
         block_returns: how many values its blocks return, hidden state first; 0 for a bare tensor.
         num_blocks_field: the config field that counts the blocks.
         streams_field: the config field that counts the parallel hidden states between blocks, if there are several.
-        single_steps: its stock code forgets the recurrent state when several tokens follow earlier ones: one by one, then.
+        single_steps: its stock code forgets its state when several tokens follow earlier ones: one by one, then.
         why_not: why it cannot be cut, where the failure itself does not say so.
     """
 

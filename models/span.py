@@ -89,7 +89,7 @@ class Span:
         about = cut.step_arguments(self._decoder, cache.ready(), cache.position, hidden)
         self._first.incoming = hidden
         try:
-            # What the stock code makes of the zeros before the first held block does not count: the doorway replaces it.
+            # What the stock code makes of the zeros before the first held block is replaced in the doorway.
             self._decoder(inputs_embeds=torch.zeros_like(hidden), **about)
             cache.position += hidden.shape[1]
             return _hidden_state(self._last.outgoing).contiguous()
