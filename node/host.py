@@ -164,6 +164,10 @@ class _Libp2pNetwork:
     def connected(self) -> tuple[str, ...]:
         return tuple(peer for peer in map(ID.to_base58, self._swarm.connections) if self._is_connected(peer))
 
+    @property
+    def open_streams(self) -> int:
+        return sum(connection.muxed_conn.muxer.open_streams for connection in self._swarm.get_connections())
+
     def sign(self, data: bytes) -> bytes:
         return self._identity.sign(data)
 

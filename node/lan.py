@@ -52,7 +52,7 @@ async def stay_on_lan(addrs: Sequence[str], meet: Callable[[str], Awaitable[None
     finally:
         with trio.move_on_after(CLOSE_SECONDS) as scope:
             scope.shield = True
-            await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)  # type: ignore[call-arg]
+            await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
 
 
 async def _tell(zeroconf: Zeroconf, name: str, addrs: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ async def _tell(zeroconf: Zeroconf, name: str, addrs: Sequence[str]) -> None:
     )
     register = partial(zeroconf.register_service, info)
     try:
-        await trio.to_thread.run_sync(register, abandon_on_cancel=True)  # type: ignore[call-arg]
+        await trio.to_thread.run_sync(register, abandon_on_cancel=True)
     except Exception as error:  # noqa: BLE001 - it has many ways of saying that multicast does not work here
         _log.info("this node cannot be found on the local network: %r", error)
 

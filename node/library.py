@@ -102,6 +102,11 @@ class Node:
         """How many sessions of others this node serves now."""
         return self._serving.sessions if self._serving is not None else 0
 
+    @property
+    def cache_tokens_left(self) -> int:
+        """How many tokens of KV cache this node has promised to nobody; 0 when it serves nothing."""
+        return self._serving.cache_tokens_left if self._serving is not None else 0
+
     async def load(
         self, model: str | None = None, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
     ) -> Model:

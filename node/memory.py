@@ -155,6 +155,10 @@ class MemoryNetwork:
     def connected(self) -> tuple[str, ...]:
         return tuple(self._links)
 
+    @property
+    def open_streams(self) -> int:
+        return sum(map(len, self._links.values()))
+
     def sign(self, data: bytes) -> bytes:
         return self._identity.sign(data)
 

@@ -70,6 +70,10 @@ class Network(Protocol):
     def connected(self) -> tuple[str, ...]:
         """The peer ids we have a connection to now."""
 
+    @property
+    def open_streams(self) -> int:
+        """How many streams are open now, in both directions and of all protocols."""
+
     def sign(self, data: bytes) -> bytes:
         """An Ed25519 signature of `data` by our peer key (64 bytes)."""
 

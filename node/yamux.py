@@ -94,6 +94,10 @@ class Muxer:
         return self.wire.closed
 
     @property
+    def open_streams(self) -> int:
+        return len(self._streams)
+
+    @property
     def idle(self) -> bool:
         """Whether no stream is open."""
         return not self._streams

@@ -18,6 +18,7 @@ __all__ = [
     "Hop",
     "Joined",
     "Listening",
+    "Load",
     "ModelName",
     "ModelStatus",
     "Models",
@@ -130,6 +131,17 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the server is; told when it changes, at most twice a second."""
+
+    event: ClassVar[str] = "load"
+    sessions: int
+    cache_tokens_left: int
+    streams: int
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """The demo started a process of its own."""
 
@@ -201,13 +213,14 @@ class Failed:
     hint: str
 
 
-Event = Listening | Joined | Progress | Ready | Process | Route | Token | Done | Status | Models | Failed
+Event = Listening | Joined | Progress | Ready | Load | Process | Route | Token | Done | Status | Models | Failed
 
 EVENTS: Final[tuple[type[Event], ...]] = (
     Listening,
     Joined,
     Progress,
     Ready,
+    Load,
     Process,
     Route,
     Token,

@@ -13,6 +13,7 @@ from .events import (
     Hop,
     Joined,
     Listening,
+    Load,
     Models,
     Process,
     Progress,
@@ -43,6 +44,8 @@ class PeopleVoice:
             if not self._quiet:
                 self._bars.show(event)
             return
+        if isinstance(event, Load):
+            return  # a line for every session would bury the rest; people have `status`
         with self._lock:
             if isinstance(event, Token | Done | Status | Models):
                 self._result(event)

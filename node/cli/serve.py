@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from swarmnode.node.defaults import DEFAULT_LISTEN
 
 from .call import Call
-from .events import Joined, Ready
+from .events import Joined, Load, Ready
 from .interrupts import SERVING_GRACE_SECONDS
 from .place import join_command, model_name, open_standing_node
 
+if TYPE_CHECKING:
+    from swarmnode.node.library import Node
+
 __all__ = ["run"]
+
+LOAD_SECONDS = 0.5
+"""How often a server looks whether its load has changed."""
 
 
 def run(call: Call) -> None:
@@ -46,5 +53,21 @@ def run(call: Call) -> None:
             )
             call.voice.note(f"others use it with: {join_command(node, info.model.name)}")
             call.voice.note("peers that run blocks can read the text that passes through them; Ctrl-C leaves the swarm")
+            await _tell_load(call, node)
 
     call.run(stand, grace_seconds=SERVING_GRACE_SECONDS)
+
+
+async def _tell_load(call: Call, node: Node) -> None:
+    told = None
+    while True:
+        load = Load(
+            sessions=node.sessions,
+            cache_tokens_left=node.cache_tokens_left,
+            streams=node.network.open_streams,
+            peers=len(node.network.connected),
+        )
+        if load != told:
+            call.voice.say(load)
+            told = load
+        await trio.sleep(LOAD_SECONDS)

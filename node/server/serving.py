@@ -67,6 +67,11 @@ class Serving:
         return self._handler.sessions if self._handler is not None else 0
 
     @property
+    def cache_tokens_left(self) -> int:
+        """Tokens of KV cache promised to nobody."""
+        return self._admission.tokens_left
+
+    @property
     def rates(self) -> tuple[float, float]:
         """Tokens per second of decode and of prefill, as measured."""
         if self._engine is None:
