@@ -17,6 +17,9 @@ __all__ = ["MessageStream", "Silence"]
 JOIN_BYTES = 64 * 1024
 """Up to this size a frame is copied into one buffer: one packet instead of two is worth more than the copy."""
 
+PIECE_BYTES = 256 * 1024
+"""A long body is written in pieces, so that a slow link with much to carry is not taken for a dead one."""
+
 
 class MessageStream:
     """Messages both ways over one stream.
@@ -25,12 +28,13 @@ class MessageStream:
     bounded outbox, which `run_writer`, in a task of its own, writes out.
 
     Attributes:
-        heard: counts arrivals of bytes; a peer is silent while it does not change.
+        signs: counts signs of life: bytes that came, and pieces of a long message that were taken. A peer is silent
+            while it does not change.
         broken: a message is or was left half written: nothing can be written any more.
     """
 
     def __init__(self, stream: Stream, *, max_body_bytes: int = STEP_BODY_BYTES) -> None:
-        self.heard = 0
+        self.signs = 0
         self._stream = stream
         self._reader = FrameReader(max_body_bytes)
         self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
@@ -54,7 +58,7 @@ class MessageStream:
                     if self._reader.in_frame:
                         raise PeerLost(f"Peer {self.peer} ended in the middle of a message.", peer=self.peer)
                     return None
-                self.heard += 1
+                self.signs += 1
                 self._reader.feed(data)
             return parse(frame), frame.body
         except ProtocolViolation as violation:
@@ -77,7 +81,9 @@ class MessageStream:
             await self._stream.send_all(head + rest)
         else:
             await self._stream.send_all(head)
-            await self._stream.send_all(rest)
+            for start in range(0, rest.nbytes, PIECE_BYTES):
+                await self._stream.send_all(rest[start : start + PIECE_BYTES])
+                self.signs += 1
         self.broken = False
 
     async def post(self, message: Message, body: Buffer = b"") -> None:
@@ -125,7 +131,7 @@ class MessageStream:
 
 
 class Silence:
-    """Counts checks in a row between which a stream brought nothing.
+    """Counts checks in a row between which a stream showed no sign of life.
 
     Checks are counted and not seconds, so that a pause of our own event loop is not taken for the peer's silence.
     """
@@ -133,13 +139,13 @@ class Silence:
     def __init__(self, stream: MessageStream, patience: int) -> None:
         self._stream = stream
         self._patience = patience
-        self._heard = stream.heard
+        self._signs = stream.signs
         self._quiet = 0
 
     def check(self) -> bool:
         """Whether the peer has now been silent for too many checks."""
-        if self._stream.heard != self._heard:
-            self._heard = self._stream.heard
+        if self._stream.signs != self._signs:
+            self._signs = self._stream.signs
             self._quiet = 0
         else:
             self._quiet += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, TypeVar, cast
 
@@ -23,7 +23,7 @@ from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
 from .asker import Asker
 from .prompts import Prompt, is_conversation, prompt_ids
 from .ring import Answer
-from .session import Encoded, Session, open_session
+from .session import Encoded, Session
 
 __all__ = ["FinishReason", "Generation", "Piece", "sampling_from"]
 
@@ -51,8 +51,8 @@ class Generation:
     """One answer, made as it is read: `async for piece in generation`.
 
     Nothing happens before it is first awaited, and nothing runs ahead of the reader. Reading to the end frees the
-    servers, and so do an error and cancelling; only who breaks off in the middle must `aclose` it or have it in an
-    `async with`. What came before an error stays in `text` and `ids`.
+    servers, and so do an error and cancelling. Who breaks off in the middle and keeps the object should `aclose` it, or
+    have it in an `async with`. What came before an error stays in `text` and `ids`.
 
     Attributes:
         prompt_ids: what was asked, once opened.
@@ -80,14 +80,16 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.ttft_seconds = 0.0
         self._asker = asker
+        # Before anything can be refused: an object that was never whole is thrown away too.
+        self._own_session: Session | None = None
+        self._closed = False
         self._prompt = prompt
         self._chat = chat
         self._sampling = sampling_from(sampling, fields)
         self._session = session
         self._opened = False
-        self._closed = False
         self._running = False
-        self._stack = AsyncExitStack()
+        self._use = ExitStack()
         self._detokenizer = Detokenizer(asker.tokenizer)
         self._stops = StopStrings(self._sampling.stop)
         self._sampler: Sampler | None = None
@@ -136,7 +138,15 @@ class Generation:
     async def aclose(self) -> None:
         """Free the servers. What came so far stays. Safe to call twice."""
         self._closed = True
-        await self._stack.aclose()
+        self._use.close()
+        if self._own_session is not None:
+            await self._own_session.aclose()
+
+    def __del__(self) -> None:
+        """Free the servers of an answer that was thrown away half read. May run in any thread."""
+        if self._own_session is not None and not self._closed:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._own_session.close_soon)
 
     async def __aenter__(self) -> Generation:
         return self
@@ -165,7 +175,7 @@ class Generation:
             return
         self._begun_at = time.perf_counter()
         if self._session is not None:
-            self._stack.enter_context(self._session.in_use())
+            self._use.enter_context(self._session.in_use())
         ids, held = await self._asker.torch_thread.run(self._read_prompt)
         self.prompt_ids = tuple(ids)
         room = self._asker.context_tokens - len(ids) - held
@@ -178,7 +188,8 @@ class Generation:
         self._max_new_tokens = min(self._sampling.max_new_tokens, room)
         if self._session is None:
             wanted = len(ids) + self._max_new_tokens
-            self._session = await self._stack.enter_async_context(open_session(self._asker, wanted))
+            self._token = trio.lowlevel.current_trio_token()
+            self._session = self._own_session = Session(self._asker, await self._asker.open_ring(wanted))
         self._opened = True
 
     def _read_prompt(self) -> tuple[list[int], int]:

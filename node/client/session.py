@@ -196,6 +196,10 @@ class Session:
         finally:
             self._busy = False
 
+    def close_soon(self) -> None:
+        """Let go of all servers, without waiting until it is done."""
+        self._ring.close()
+
     async def aclose(self) -> None:
         """Let go of all servers. Safe to call twice."""
         self._ring.close()

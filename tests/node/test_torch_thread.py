@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -98,7 +99,7 @@ async def test_the_queue_is_bounded() -> None:
     gate = threading.Event()
     async with open_torch_thread(max_jobs=3) as torch_thread, trio.open_nursery() as nursery:
         for _ in range(10):
-            nursery.start_soon(torch_thread.run, gate.wait)
+            nursery.start_soon(partial(torch_thread.run, lambda: gate.wait()))
         await trio.testing.wait_all_tasks_blocked()
         assert torch_thread.waiting <= 3
         gate.set()

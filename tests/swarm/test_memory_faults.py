@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,15 @@ async def test_leaving_the_block_frees_everything(llama: Tiny) -> None:
                 break
         await freed(swarm)
         assert [piece async for piece in generation] == []
+
+
+async def test_an_answer_thrown_away_half_read_frees_everything(llama: Tiny) -> None:
+    async with asked(llama.folder) as (swarm, model):
+        async for _ in model.generate(PROMPT, max_new_tokens=TOKENS):
+            assert [each.node.sessions for each in swarm.servers] == [1, 1]
+            break
+        gc.collect()
+        await freed(swarm)
 
 
 async def test_a_cancelled_step_leaves_the_session_usable(llama: Tiny) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ import trio
 
 from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import BadInput, PeerUnreachable, PromptTooLong
+from swarmnode.node.background import open_background
+from swarmnode.node.library import open_node
+from swarmnode.node.memory import open_memory_net
 from swarmnode.node.network import Stream
 from swarmnode.node.server import engine
 from swarmnode.protocols.ids import SESSION
@@ -31,6 +36,24 @@ async def test_greedy_text_is_that_of_transformers(family: str, tiny: Callable[[
             )
             assert await read(generation) == model_of_family.greedy(generation.prompt_ids, TOKENS)
             await freed(swarm)
+
+
+async def test_spans_that_overlap_are_used_in_part(llama: Tiny) -> None:
+    async with open_memory_net() as net, AsyncExitStack() as stack:
+        join: tuple[str, ...] = ()
+        for number, blocks in enumerate(("0:3", "1:4")):
+            node = await stack.enter_async_context(open_node(network=net.network(number), join=join))
+            nursery = await stack.enter_async_context(open_background())
+            await nursery.start(partial(node.serve, str(llama.folder), blocks=blocks))
+            join = node.addrs
+        client = await stack.enter_async_context(open_node(network=net.network(9), join=join))
+        model = await client.load(str(llama.folder))
+        generation = model.generate(PROMPT, max_new_tokens=TOKENS)
+        assert await read(generation) == llama.greedy(generation.prompt_ids, TOKENS)
+        assert generation.route is not None
+        first, second = generation.route.hops
+        assert (first.start, first.end, second.end) == (0, second.start, 4)
+        assert 1 <= first.end <= 3
 
 
 async def test_a_prompt_in_chunks_follows_itself_round_the_ring(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
