@@ -2,17 +2,17 @@
 
 Mapped tensors count as the process's memory until the file is unmapped, so a converting load of mapped files peaks at
 source and result together (tests/models/test_memory.py measures). Tensors are therefore read into memory of their own,
-one at a time, and dropped once converted.
+in pieces that are converted on the way.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -23,6 +23,11 @@ from .progress import Progress, ProgressEvent
 from .tensor_file import TensorEntry, read_header
 
 __all__ = ["LazyTensor", "open_tensors"]
+
+PIECE_BYTES = 1 << 20
+"""Read and converted at once; a multiple of every number's size. Small, as the C library keeps what is freed in each of
+transformers' four reading threads: with pieces of 8 MiB that came to 100 MiB.
+"""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -85,45 +90,99 @@ class Reading:
 
 
 class LazyTensor:
-    """A tensor that is read when it is indexed, as transformers does with a safetensors slice (`tensor[...]`).
+    """A tensor of a file that is read when transformers says in which type and where it is wanted.
+
+    transformers takes a lazy tensor as `tensor[...].to(device=…, dtype=…)`. Read in small pieces straight into the
+    result, it never exists in two types at once.
 
     Args:
         reading: the load that it belongs to.
         name: its name in the checkpoint.
-        size: its bytes there.
-        load: reads it into memory of its own; raises CheckpointBroken.
+        source: where its numbers come from.
     """
 
-    def __init__(self, reading: Reading, name: str, size: int, load: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, reading: Reading, name: str, source: Source) -> None:
         self.name = name
         self._reading = reading
-        self._size = size
-        self._load = load
-        reading.expect(size)
+        self._source = source
+        reading.expect(source.size)
 
-    def __getitem__(self, _: object) -> torch.Tensor:
-        """The whole tensor. Raises CheckpointBroken."""
+    def __getitem__(self, _: object) -> LazyTensor:
+        """All of it; nothing is read yet."""
+        return self
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The whole tensor, in memory of its own. Raises CheckpointBroken."""
+        source = self._source
+        out = torch.empty(source.shape, dtype=dtype or source.dtype, device=device or "cpu")
+        flat = out.view(-1)
         try:
-            tensor = self._load()
+            source.read_into(flat)
         except CheckpointBroken as error:
             raise self._reading.fail(error) from None
-        self._reading.done(self.name, self._size)
-        return tensor
+        self._reading.done(self.name, source.size)
+        return out
 
 
-def read_tensor(path: Path, file: int, entry: TensorEntry) -> torch.Tensor:
-    """A tensor of a safetensors file, read into memory of its own. Raises CheckpointBroken."""
-    raw = torch.empty(entry.size, dtype=torch.uint8)
-    rest, offset = raw.numpy().data, entry.offset
-    while rest:
-        try:
-            count = os.preadv(file, [rest], offset)
-        except OSError as error:
-            raise _unreadable(path, error.strerror) from error
-        if count == 0:
-            raise _unreadable(path, "it became shorter while it was read")
-        rest, offset = rest[count:], offset + count
-    return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
+class Source(Protocol):
+    """Numbers in a file: their stored type, shape and bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    size: int
+
+    def read_into(self, flat: torch.Tensor) -> None:
+        """Fill a one-dimensional tensor of any type and device. Raises CheckpointBroken."""
+
+
+class StoredSource:
+    """A tensor in a safetensors file."""
+
+    def __init__(self, path: Path, file: int, entry: TensorEntry) -> None:
+        self.dtype = DTYPES[entry.dtype]
+        self.shape = entry.shape
+        self.size = entry.size
+        self._path = path
+        self._file = file
+        self._offset = entry.offset
+
+    def read_into(self, flat: torch.Tensor) -> None:
+        """See Source."""
+        if flat.dtype == self.dtype and flat.device.type == "cpu":
+            self._read(flat.view(torch.uint8), self._offset)
+            return
+        buffer = torch.empty(min(PIECE_BYTES, self.size), dtype=torch.uint8)
+        for start in range(0, self.size, PIECE_BYTES):
+            piece = buffer[: self.size - start]
+            self._read(piece, self._offset + start)
+            numbers = piece.view(self.dtype)
+            first = start // self.dtype.itemsize
+            flat[first : first + numbers.numel()].copy_(numbers)
+
+    def _read(self, raw: torch.Tensor, offset: int) -> None:
+        rest = raw.numpy().data
+        while rest:
+            try:
+                count = os.preadv(self._file, [rest], offset)
+            except OSError as error:
+                raise _unreadable(self._path, error.strerror) from error
+            if count == 0:
+                raise _unreadable(self._path, "it became shorter while it was read")
+            rest, offset = rest[count:], offset + count
+
+
+class MappedSource:
+    """A tensor in a file that `torch.save` wrote, mapped into memory."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype = tensor.dtype
+        self.shape = tuple(tensor.shape)
+        self.size = tensor.nbytes
+        self._tensor = tensor
+
+    def read_into(self, flat: torch.Tensor) -> None:
+        """See Source."""
+        flat.view(self.shape).copy_(self._tensor)
 
 
 @contextmanager
@@ -148,14 +207,13 @@ def open_tensors(
                 mapped = open_pickled(path)
                 _require(path, names, mapped)
                 for name in names:
-                    tensors[name] = LazyTensor(reading, name, mapped[name].nbytes, mapped[name].clone)
+                    tensors[name] = LazyTensor(reading, name, MappedSource(mapped[name]))
                 continue
             header = read_header(path)
             _require(path, names, header)
             file = stack.enter_context(path.open("rb", buffering=0)).fileno()
             for name in names:
-                load = partial(read_tensor, path, file, header[name])
-                tensors[name] = LazyTensor(reading, name, header[name].size, load)
+                tensors[name] = LazyTensor(reading, name, StoredSource(path, file, header[name]))
         reading.start()
         try:
             yield tensors, reading
