@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from types import TracebackType
@@ -73,6 +73,18 @@ class Program:
             self.events.append(event)
             if event.get("event") == name:
                 return event
+
+    def wait_until(self, name: str, holds: Callable[[Event], bool], seconds: float = EVENT_SECONDS) -> Event:
+        """The newest event of that name once it satisfies `holds`; raises like `wait_for`."""
+        while not self._queue.empty():
+            event = self._queue.get()
+            if event is None:
+                raise AssertionError(self._story("ended"))
+            self.events.append(event)
+        newest = next((event for event in reversed(self.events) if event.get("event") == name), None)
+        while newest is None or not holds(newest):
+            newest = self.wait_for(name, seconds)
+        return newest
 
     def finish(self, seconds: float = EVENT_SECONDS) -> int:
         """Wait for it to end by itself; its exit code."""
