@@ -8,15 +8,13 @@ import shutil
 import socket
 import stat
 import types
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.programs import swarm
-from support.tiny_folder import BLOCKS, CONTEXT_TOKENS
+from support.tiny_folder import CONTEXT_TOKENS, make_tiny_model
 from swarmnode.models.tensor_writer import TensorWriter
 from swarmnode.node.identity import create_identity
 
@@ -47,26 +45,6 @@ def check(found: tuple[int, Events], code: str, exit_code: int, *words: str) -> 
     assert error["message"].endswith((".", "…"))
     assert error["hint"]
     assert "\n" not in error["message"]
-
-
-@pytest.fixture(scope="module")
-def gapped(tiny_model: Path) -> Iterator[str]:
-    """The address of a swarm that serves blocks 0:1 and 3:4 of the tiny model."""
-    with ExitStack() as stack:
-        home = stack.enter_context(pytest.MonkeyPatch.context())
-        home.setenv("XDG_STATE_HOME", str(tiny_model.parent / "state"))
-        address, _ = stack.enter_context(swarm(str(tiny_model), [(0, 1), (3, 4)]))
-        yield address
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_model: Path) -> Iterator[str]:
-    """The address of a swarm that serves the tiny model."""
-    with ExitStack() as stack:
-        home = stack.enter_context(pytest.MonkeyPatch.context())
-        home.setenv("XDG_STATE_HOME", str(tiny_model.parent / "state"))
-        address, _ = stack.enter_context(swarm(str(tiny_model), [(0, 4)]))
-        yield address
 
 
 @pytest.mark.parametrize("command", [("generate", "--prompt", "x"), ("status",), ("serve",), ("bootstrap",), ("chat",)])
@@ -100,8 +78,9 @@ def test_blocks_that_the_bundled_model_does_not_have(told: Told) -> None:
 
 
 @pytest.mark.slow
-def test_blocks_that_nobody_serves(told: Told, gapped: str) -> None:
-    check(told("generate", "--prompt", "x", "--join", gapped), "blocks-missing", 4, "1:3")
+def test_blocks_that_nobody_serves(told: Told, address: str, other_tiny_model: Path) -> None:
+    found = told("generate", "--model", str(other_tiny_model), "--prompt", "x", "--join", address)
+    check(found, "blocks-missing", 4, "0:1", "3:4")
 
 
 def test_a_model_that_does_not_exist(told: Told, tmp_path: Path) -> None:
@@ -110,29 +89,28 @@ def test_a_model_that_does_not_exist(told: Told, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_the_swarm_does_not_serve(told: Told, whole: str) -> None:
-    found = told("generate", "--model", "SmolLM2-135M-Instruct", "--prompt", "x", "--join", whole)
+def test_a_model_that_the_swarm_does_not_serve(told: Told, address: str) -> None:
+    found = told("generate", "--model", "SmolLM2-135M-Instruct", "--prompt", "x", "--join", address)
     check(found, "blocks-missing", 4, "SmolLM2-135M-Instruct")
 
 
 @pytest.mark.slow
-def test_other_weights_under_the_same_name(told: Told, whole: str, other_tiny_model: Path) -> None:
-    found = told("generate", "--model", str(other_tiny_model), "--prompt", "x", "--join", whole)
+def test_several_models_and_none_named(told: Told, address: str) -> None:
+    check(told("generate", "--prompt", "x", "--join", address), "bad-input", 2, "tiny-llama", "other-llama")
+
+
+@pytest.mark.slow
+def test_other_weights_under_the_same_name(told: Told, address: str, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "tiny-llama", seed=3)
+    found = told("generate", "--model", str(other), "--prompt", "x", "--join", address)
     check(found, "model-mismatch", 4, "tiny-llama")
 
 
 @pytest.mark.slow
-def test_a_prompt_longer_than_the_context(told: Told, whole: str, tiny_model: Path) -> None:
+def test_a_prompt_longer_than_the_context(told: Told, address: str, tiny_model: Path) -> None:
     prompt = "x" * (CONTEXT_TOKENS + 1)
-    found = told("generate", "--model", str(tiny_model), "--prompt", prompt, "--join", whole)
+    found = told("generate", "--model", str(tiny_model), "--prompt", prompt, "--join", address)
     check(found, "prompt-too-long", 2, str(CONTEXT_TOKENS), str(len(prompt)))
-
-
-@pytest.mark.slow
-def test_a_swarm_without_servers(told: Told, tiny_model: Path) -> None:
-    with swarm(None, []) as (address, _):
-        found = told("generate", "--model", str(tiny_model), "--prompt", "x", "--join", address)
-        check(found, "blocks-missing", 4, f"0:{BLOCKS}")
 
 
 def test_a_port_in_use(told: Told) -> None:
