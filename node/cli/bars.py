@@ -54,18 +54,21 @@ class Bars:
     def above(self, text: str) -> None:
         """A line of text that does not disturb the bars."""
         with self._lock:
-            if any(self._bars.values()):
-                from tqdm import tqdm
+            self._write(text)
 
-                tqdm.write(text, file=sys.stderr)
-            else:
-                sys.stderr.write(text + "\n")
-                sys.stderr.flush()
+    def _write(self, text: str) -> None:
+        if any(bar is not None for bar in self._bars.values()):
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
     def _begin(self, event: Progress) -> Bar | None:
         doing = f"{_DOING[event.stage]} {event.what}"
         if not sys.stderr.isatty():
-            print(f"{doing} …", file=sys.stderr, flush=True)
+            self._write(f"{doing} …")
             return None
         from tqdm import tqdm
 
@@ -85,4 +88,4 @@ class Bars:
         bar = self._bars.pop(key)
         if bar is not None:
             bar.close()
-        print(f"{_DONE[event.stage]} {event.what}", file=sys.stderr, flush=True)
+        self._write(f"{_DONE[event.stage]} {event.what}")
