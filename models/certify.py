@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from swarmnode.errors import SwarmnodeError
 
-from .comparison import Findings, compare
+from .comparison import Findings, compare, require_consistent
 from .families import TABLE_NAME, Certificate
 from .quirks import quirks_of
 from .tiny import tiny_config
@@ -41,6 +41,7 @@ def certify_family(family: str) -> Certificate:
         return _refused(family, quirks_of(family).why_not)
     try:
         with tiny_checkpoint(tiny_config(family)) as checkpoint:
+            require_consistent(checkpoint.whole)
             return _judge(family, compare(checkpoint))
     except SwarmnodeError as error:
         return _refused(family, error.message)
@@ -78,15 +79,15 @@ def page(certificates: Sequence[Certificate]) -> str:
         "",
         "Made by `python -m swarmnode.models.certify --write`; do not edit.",
         "",
-        f"Of the {len(certificates)} causal language models of transformers {transformers.__version__}, {len(served)} ",
-        "are certified: a tiny random model of the family, cut at every boundary, gave the whole model's logits bit for",
-        "bit in float32, at equal shapes: a prompt at once and in chunks, decode from the cache, going back and doing it",
-        "again, two sessions in turn, two rows. Weights went through the family's own checkpoint format.",
+        f"Of the {len(certificates)} causal language models of transformers {transformers.__version__}, {len(served)}",
+        "are certified: a tiny random model of the family, cut at every boundary, gave the whole model's logits bit",
+        "for bit in float32, at equal shapes: a prompt at once and in chunks, decode from the cache, going back and",
+        "doing it again, two sessions in turn, two rows. Weights went through the family's own checkpoint format.",
         "",
-        "A session of a family that *goes back* may return to an earlier position (with a sliding window: as",
-        "long as nothing has left it). One that *replays* cannot: the session is sent again from the start.",
+        "A session of a family that *goes back* may return to an earlier position (with a sliding window: as long",
+        "as nothing has left it). One that *replays* cannot: the session is sent again from the start.",
         "",
-        "Checkpoints of families made as encoders (bert and its kin) are served when their config has `is_decoder` set.",
+        "Checkpoints of families made as encoders (bert and its kin) are served if `is_decoder` is set in the config.",
         "Gemma 4 with shared keys and values or per-layer embeddings (E2B, E4B) is refused when it is opened.",
         "",
         "| family | a session |",

@@ -19,7 +19,7 @@ from .span import Span, SpanCache
 from .tiny import VOCABULARY
 from .tiny_checkpoint import SEED, TinyCheckpoint
 
-__all__ = ["Findings", "compare"]
+__all__ = ["Findings", "compare", "require_consistent"]
 
 PROMPT = (11,)
 CHUNKS = (5, 4, 2, 1, 1, 1)
@@ -71,12 +71,7 @@ class _Story:
 
 
 def compare(checkpoint: TinyCheckpoint) -> Findings:
-    """Cut a model in every way of `_chains` and compare.
-
-    Raises:
-        FamilyNotCertified: the stock model's own cache cannot be trusted.
-        SwarmnodeError: a part cannot be built.
-    """
+    """Cut a model in every way of `_chains` and compare. Raises SwarmnodeError when a part cannot be built."""
     whole = checkpoint.whole
     torch.manual_seed(SEED + 1)
     first, again = (torch.randint(3, VOCABULARY, (1, 20)) for _ in range(2))
@@ -86,8 +81,6 @@ def compare(checkpoint: TinyCheckpoint) -> Findings:
     other = _story(whole, pair, OTHER_CHUNKS)
     short = _story(whole, _spliced(first, again, SHORT_KEPT), SHORT_KEPT + AFTER)
     long = _story(whole, _spliced(first, again, LONG_KEPT), LONG_KEPT + AFTER)
-    _require_consistent(chunks.expected, _run_whole(whole, first, (sum(CHUNKS),)))
-
     findings = Findings()
     for chain in _chains(checkpoint):
         findings.note("a prompt at once", list(chain.play(prompt)), prompt.expected)
@@ -100,6 +93,22 @@ def compare(checkpoint: TinyCheckpoint) -> Findings:
         list(chain.play(_Story(first, SHORT_TRY, []), caches))
         findings.truncatable &= chain.go_back(caches, short, SHORT_KEPT, findings)
     return findings
+
+
+def require_consistent(whole: PreTrainedModel) -> None:
+    """Refuse a stock model whose cache gives other logits than a pass at once: its decode cannot be trusted.
+
+    Raises:
+        FamilyNotCertified: they differ by more than rounding.
+    """
+    torch.manual_seed(SEED + 1)
+    ids = torch.randint(3, VOCABULARY, (1, sum(CHUNKS)))
+    chunked, at_once = torch.cat(_run_whole(whole, ids, CHUNKS), dim=1), _run_whole(whole, ids, (sum(CHUNKS),))[0]
+    gap = ((chunked - at_once).abs().max() / at_once.abs().max()).item()
+    if not gap < CACHE_TOLERANCE:
+        raise FamilyNotCertified(
+            f"Its stock code decodes from the cache otherwise than at once (by {gap:.0e} of the logits)."
+        )
 
 
 class _Chain:
@@ -180,13 +189,3 @@ def _chunks(ids: torch.Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, to
 
 def _spliced(ids: torch.Tensor, others: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
     return torch.cat([ids[:, : sum(kept)], others], dim=1)
-
-
-def _require_consistent(chunked: Logits, at_once: Logits) -> None:
-    """Refuse a family whose stock cache gives other logits than a pass without one: its decode cannot be trusted."""
-    one, other = torch.cat(chunked, dim=1), torch.cat(at_once, dim=1)
-    gap = ((one - other).abs().max() / other.abs().max()).item()
-    if not gap < CACHE_TOLERANCE:
-        raise FamilyNotCertified(
-            f"Its stock code decodes from the cache otherwise than at once (by {gap:.0e} of the logits)."
-        )

@@ -68,8 +68,9 @@ def build_part(
 
     Args:
         config: config of the whole model.
-        tensors: the checkpoint's tensors of this part under its own names (`part_tensor_names` picks them). A value is a tensor, or a lazy safetensors slice that is read only when its turn comes, so that no
-            two copies are ever held.
+        tensors: the checkpoint's tensors of this part under its own names (`part_tensor_names` picks them). A value
+            is a tensor, or a lazy safetensors slice that is read only when its turn comes, so that no two copies are
+            ever held.
 
     Raises:
         CheckpointBroken: tensors are missing, have the wrong shape or cannot be converted.

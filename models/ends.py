@@ -20,6 +20,7 @@ class Ends:
     """Everything of a model that is not a block, as built by `build_part`.
 
     Attributes:
+        model: the stock model with everything else taken out.
         num_blocks: blocks of the whole model.
         hidden_size: width of the hidden state.
         vocab_size: width of the logits.
@@ -27,7 +28,7 @@ class Ends:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+        self.model = model
         self._config = cut.text_config(model.config)
         self.num_blocks = cut.num_blocks(model.config)
         self.hidden_size = cut.hidden_size(model.config)
@@ -81,7 +82,7 @@ class Ends:
         some_ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         self._last.incoming = hidden  # from here on the stock forward no longer knows what the ids were
         try:
-            output = self._forward(self._model, 0, some_ids)
+            output = self._forward(self.model, 0, some_ids)
         finally:
             self._forget()
         logits: torch.Tensor = output.logits

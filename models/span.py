@@ -23,6 +23,7 @@ class Span:
     """Blocks `start:end` of a model, as built by `build_part`.
 
     Attributes:
+        model: the stock model with everything else taken out.
         start: first block held.
         end: first block not held any more.
         num_blocks: blocks of the whole model.
@@ -33,7 +34,7 @@ class Span:
 
     def __init__(self, model: PreTrainedModel, start: int | None = None, end: int | None = None) -> None:
         part: cut.Part = model.part
-        self._model = model
+        self.model = model
         self._config = cut.text_config(model.config)
         self.start = part.start if start is None else start
         self.end = part.end if end is None else end
@@ -54,7 +55,7 @@ class Span:
                 f"Blocks {start}:{end} are not among the blocks {self.start}:{self.end} held here.",
                 hint=f"Name a range within {self.start}:{self.end}; the end is not included.",
             )
-        return Span(self._model, start, end)
+        return Span(self.model, start, end)
 
     def open_cache(self) -> SpanCache:
         """A new session's state, empty."""

@@ -128,6 +128,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8},
     "dots3_note_vision_encoder": {"adapter_in_dim": HEADS * HEAD_DIM, "adapter_out_dim": HEADS * HEAD_DIM},
+    "dots3_note_audio_encoder": {"adapter_input_size": HEADS * HEAD_DIM, "adapter_output_size": HEADS * HEAD_DIM},
     "dots3_note_text": {"head_dim": HEAD_DIM, "per_layer_config": {}},
     "gemma4_text": _GEMMA4 | {"enable_moe_block": True, "top_k_experts": 2},
     "gemma4_unified_text": _GEMMA4,
@@ -150,12 +151,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(family: str) -> PretrainedConfig:
-    """The tiny config of a model type. Raises what the family's own validation raises when it is too small for it."""
-    return _tiny(CONFIG_MAPPING[family], family)
+def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
+    """The tiny config of a model type, with some fields changed. Raises what the family's own validation raises."""
+    return _tiny(CONFIG_MAPPING[family], family, changes)
 
 
-def _tiny(config_class: type[PretrainedConfig], family: str) -> PretrainedConfig:
+def _tiny(config_class: type[PretrainedConfig], family: str, changes: dict[str, Any]) -> PretrainedConfig:
     known = inspect.signature(config_class).parameters
     small = _SMALL | (_LATENT_HEADS if "kv_lora_rank" in known else {})
     values: dict[str, Any] = {}
@@ -164,11 +165,11 @@ def _tiny(config_class: type[PretrainedConfig], family: str) -> PretrainedConfig
             if field in known:
                 values[field] = value
     values |= _every_kind(config_class, known)
-    values |= _FAMILIES.get(family, {})
+    values |= _FAMILIES.get(family, {}) | changes
     for name in config_class.sub_configs:
         section = getattr(config_class(), name, None)
         if name not in values and section is not None:
-            values[name] = _tiny(type(section), section.model_type).to_dict()
+            values[name] = _tiny(type(section), section.model_type, {}).to_dict()
     return config_class(**values)
 
 

@@ -10,7 +10,10 @@ from swarmnode.models import certify
 from swarmnode.models.families import all_certificates, certificate
 
 LEAST_CERTIFIED = 100
-NAMED = "bloom deepseek_v3 falcon gemma3 gemma4 glm4 gpt_oss llama mistral mixtral qwen3 qwen3_5".split()
+NAMED = (
+    *("bloom", "deepseek_v3", "falcon", "gemma3", "gemma4", "glm4"),
+    *("gpt_oss", "llama", "mistral", "mixtral", "qwen3", "qwen3_5"),
+)
 """Those that must be there, with tests of their own in test_named_families.py."""
 
 
@@ -57,7 +60,7 @@ def test_a_family_is_still_refused(family: str) -> None:
 
 
 def test_a_model_whose_stock_cache_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stock mamba loses its state when several tokens follow earlier ones; only the quirk that sends them singly helps."""
+    """Stock mamba loses its state when several tokens follow earlier ones: only sending them singly helps."""
     quirks = certify.quirks_of("llama")
     monkeypatch.setattr("swarmnode.models.comparison.quirks_of", lambda _: quirks)
     monkeypatch.setattr("swarmnode.models.span.quirks_of", lambda _: quirks)
