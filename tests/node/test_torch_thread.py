@@ -99,7 +99,7 @@ async def test_the_queue_is_bounded() -> None:
     gate = threading.Event()
     async with open_torch_thread(max_jobs=3) as torch_thread, trio.open_nursery() as nursery:
         for _ in range(10):
-            nursery.start_soon(partial(torch_thread.run, lambda: gate.wait()))
+            nursery.start_soon(partial(torch_thread.run, gate.wait))
         await trio.testing.wait_all_tasks_blocked()
         assert torch_thread.waiting <= 3
         gate.set()
