@@ -82,6 +82,8 @@ class HopLink:
             match await self._messages.expect():
                 case (Output() as output, body):
                     receive(output, body)
+                case (Ping(nonce), _):
+                    self._messages.post_soon(Pong(nonce))
                 case (Pong(), _):
                     pass
                 case (Break(code, message, hint), _):

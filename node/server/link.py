@@ -92,9 +92,13 @@ class SuccessorLink:
 
     async def _listen(self, messages: MessageStream) -> None:
         while True:
-            message, _ = await messages.expect()
-            if not isinstance(message, Pong):
-                raise ProtocolViolation(f"Peer {messages.peer} sent {message.type} to its predecessor.")
+            match await messages.expect():
+                case (Ping(nonce), _):
+                    messages.post_soon(Pong(nonce))
+                case (Pong(), _):
+                    pass
+                case (other, _):
+                    raise ProtocolViolation(f"Peer {messages.peer} sent {other.type} to its predecessor.")
 
     async def _watch(self, messages: MessageStream) -> None:
         silence = Silence(messages, SILENT_PINGS)

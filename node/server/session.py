@@ -177,6 +177,10 @@ class ServerSession:
                 f"[{self.asked.rows}, up to {self._engine.max_step_tokens}, {self._engine.hidden_size}] was agreed.",
                 peer=peer,
             )
+        if step.tensor.dtype != self.asked.dtype:
+            raise ProtocolViolation(
+                f"Peer {peer} sent a step in {step.tensor.dtype}; {self.asked.dtype} was agreed.", peer=peer
+            )
         try:
             self._put.send_nowait(_Work(step, body))
         except trio.WouldBlock:

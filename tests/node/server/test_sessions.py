@@ -159,6 +159,7 @@ async def test_what_the_client_breaks_off_is_freed(pond: Pond) -> None:
         (Step(0, 0, 1, TensorHeader("float32", (2, 1, 64))), "sent a step of shape [2, 1, 64]"),
         (Step(0, 0, 1, TensorHeader("float32", (1, 1, 32))), "sent a step of shape [1, 1, 32]"),
         (Step(0, 0, 1, TensorHeader("float32", (1, 1025, 64))), "sent a step of shape [1, 1025, 64]"),
+        (Step(0, 0, 1, TensorHeader("float16", (1, 1, 64))), "sent a step in float16; float32 was agreed"),
         (Step(0, 7, 1, TensorHeader("float32", (1, 1, 64))), "A step came for position 7"),
     ],
 )
