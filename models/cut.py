@@ -85,7 +85,6 @@ def build_part(
                 config=config,
                 state_dict=dict(tensors),
                 dtype=dtype,
-                device_map={"": device} if torch.device(device).type != "cpu" else None,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -96,7 +95,7 @@ def build_part(
             ) from error
     _require_all(part, report)
     # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, autograd or not.
-    return cast(PreTrainedModel, model.eval())
+    return cast(PreTrainedModel, model.eval().to(device))
 
 
 def part_tensor_names(config: PretrainedConfig, part: Part, names: Iterable[str]) -> list[str]:

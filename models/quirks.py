@@ -122,7 +122,15 @@ def refusal(config: Any) -> str:
         return "The model is an encoder (`is_decoder` is false in its config)."
     if "shared" in (getattr(text, "indexer_types", None) or ()):
         return "Some blocks reuse the token choice of an earlier block (`indexer_types`)."
+    if "dynamic" in _rope_types(getattr(text, "rope_parameters", None) or {}):
+        return "Its rotary positions depend on the longest prompt of any session (`rope_type` is dynamic)."
     for field, reason in _BEYOND_A_HIDDEN_STATE.items():
         if getattr(text, field, None):
             return f"{reason} (`{field}`)."
     return ""
+
+
+def _rope_types(parameters: dict[str, Any]) -> set[object]:
+    """The kinds of rotary positions in use: one, or one for each kind of attention."""
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {each.get("rope_type") for each in (parameters, *nested)}

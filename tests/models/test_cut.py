@@ -116,3 +116,11 @@ def test_weights_are_the_given_storage_when_nothing_has_to_change() -> None:
     held = dict(model.named_parameters())
     assert held.keys() == tensors.keys()
     assert all(held[name].data_ptr() == tensor.data_ptr() for name, tensor in tensors.items())
+
+
+def test_a_part_goes_to_the_device_asked_for() -> None:
+    """The meta device stands for an accelerator: everything moves, buffers too."""
+    with tiny_checkpoint(tiny_config("llama")) as checkpoint:
+        tensors = tensors_of(checkpoint, SPAN)
+        model = build_part(checkpoint.config, SPAN, tensors, dtype=torch.float32, device="meta")
+    assert {weight.device.type for weight in (*model.parameters(), *model.buffers())} == {"meta"}

@@ -41,6 +41,10 @@ def test_a_certified_config_passes(family: str) -> None:
             CONFIG_MAPPING["gemma4_text"](hidden_size_per_layer_input=256),
             "Its blocks read embeddings of the token ids, which servers do not see (`hidden_size_per_layer_input`).",
         ),
+        (
+            CONFIG_MAPPING["llama"](rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}),
+            "Its rotary positions depend on the longest prompt of any session (`rope_type` is dynamic).",
+        ),
         (CONFIG_MAPPING["t5"](), "It is no causal language model that this version knows."),
     ],
     ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else "",
