@@ -5,6 +5,7 @@ HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count, as huggingface_hub read
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -139,7 +140,10 @@ class HubFiles:
             return
         with disk_full_named(self._cache):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(commit)
+            # Another process may read it meanwhile.
+            fresh = ref.with_name(f"{ref.name}.{os.getpid()}")
+            fresh.write_text(commit)
+            fresh.replace(ref)
 
     def _cached_commit(self, reason: HubUnreachable) -> str:
         ref = self._cache / "refs" / self._wanted

@@ -1,8 +1,8 @@
 """Tensors from files, each read when its turn comes. Knows files and tensors, no model.
 
-Mapped tensors count as the process's memory until the file is unmapped, so a converting load of mapped files peaks at
-source and result together (tests/models/test_memory.py measures). Tensors are therefore read into memory of their own,
-in pieces that are converted on the way.
+Mapped tensors count as the process's memory until the file is unmapped: 360 MiB of bfloat16 taken as float32 (720 MiB)
+peaked at 1,082 MiB through safetensors' mapped slices, and peaks at 750 read this way, in pieces that are converted on
+the way into memory of their own. tests/models/test_memory.py holds it.
 """
 
 from __future__ import annotations

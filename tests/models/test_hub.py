@@ -236,6 +236,7 @@ print(json.dumps({"name": checkpoint.name, "revision": checkpoint.revision, "dig
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["40KB", "5GB"])
 def test_only_the_shards_of_the_span_are_downloaded(hub: Hub, home: Path, tmp_path: Path, shard: str) -> None:
     save_tiny_llama(tmp_path / "m", shard=shard)
