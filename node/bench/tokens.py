@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from swarmnode.models.bundled import BUNDLED_NAME
 from swarmnode.models.settings import Sampling
-from swarmnode.node.demo import equal_shares, process_environment, start_bootstrap, start_servers
+from swarmnode.node.cli.main import main
+from swarmnode.node.demo import begin_bootstrap, equal_shares, make_servers, process_environment, serve_shares
 from swarmnode.node.library import Model, open_node
-from swarmnode.node.processes import open_processes
+from swarmnode.node.processes import OwnProcess, listening_to
 
 from .report import spread
 
@@ -48,14 +50,19 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     asked = parser.parse_args(argv)
     environ = process_environment(os.environ)
     os.environ.update(environ)  # before torch is imported here: this process computes under the servers' rules
-    return trio.run(partial(_measure, asked, environ))
+    sizes = [int(size) for size in asked.servers.split(",")]
+    with tempfile.TemporaryDirectory(prefix="swarmnode-bench-") as folder:
+        own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
+        swarms = [(begin_bootstrap(own), make_servers(size, main)) for size in sizes]
+        return trio.run(partial(_measure, asked, swarms, own))
 
 
-async def _measure(asked: argparse.Namespace, environ: dict[str, str]) -> dict[str, object]:
+async def _measure(
+    asked: argparse.Namespace, swarms: Sequence[tuple[OwnProcess, list[OwnProcess]]], environ: dict[str, str]
+) -> dict[str, object]:
     from swarmnode.models.checkpoint import open_checkpoint
 
     checkpoint = await trio.to_thread.run_sync(open_checkpoint, asked.model)
-    sizes = [int(size) for size in asked.servers.split(",")]
     ids = checkpoint.tokenizer()(TEXT * (1 + asked.prefill_tokens // 16))["input_ids"]
     short, long = ids[: asked.prompt_tokens], ids[: asked.prefill_tokens]
     plain = await trio.to_thread.run_sync(_load_plain, checkpoint.folder)
@@ -63,11 +70,14 @@ async def _measure(asked: argparse.Namespace, environ: dict[str, str]) -> dict[s
         "transformers": partial(trio.to_thread.run_sync, _sample_plain, plain, short, long, asked.new_tokens)
     }
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmnode-bench-"))
-        own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
-        for size in sizes:
-            model = await _open_swarm(stack, asked.model, checkpoint.num_blocks, size, own)
-            contenders[f"swarm_of_{size}"] = partial(_sample_swarm, model, short, long, asked.new_tokens)
+        for bootstrap, servers in swarms:
+            await stack.enter_async_context(listening_to([bootstrap, *servers], lambda *_: None))
+        for bootstrap, servers in swarms:
+            shares = equal_shares(checkpoint.num_blocks, len(servers))
+            address = await serve_shares(bootstrap, servers, environ, model=asked.model, shares=shares)
+            node = await stack.enter_async_context(open_node(join=[address], listen=()))
+            model = await node.load(asked.model, dtype="float32", device="cpu")
+            contenders[f"swarm_of_{len(servers)}"] = partial(_sample_swarm, model, short, long, asked.new_tokens)
         for contender in contenders.values():
             await contender()  # warm-up: the first pass of a process pays for its kernels and memory
         samples: dict[str, list[Sample]] = {name: [] for name in contenders}
@@ -101,7 +111,7 @@ def _figures(taken: list[Sample], plain: list[Sample]) -> dict[str, object]:
     return figures
 
 
-def _load_plain(folder: str) -> PreTrainedModel:
+def _load_plain(folder: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -132,17 +142,6 @@ def _generate_plain(model: Any, ids: list[int], new_tokens: int) -> float:
         pad_token_id=0,
     )
     return time.perf_counter() - begun
-
-
-async def _open_swarm(
-    stack: AsyncExitStack, name: str, num_blocks: int, servers: int, environ: dict[str, str]
-) -> Model:
-    processes = await stack.enter_async_context(open_processes(lambda *_: None))
-    address = await start_bootstrap(processes, environ, lambda *_: None)
-    shares = equal_shares(num_blocks, servers)
-    await start_servers(processes, environ, lambda *_: None, model=name, join=address, shares=shares)
-    node = await stack.enter_async_context(open_node(join=[address], listen=()))
-    return await node.load(name, dtype="float32", device="cpu")
 
 
 async def _sample_swarm(model: Model, short: list[int], long: list[int], new_tokens: int) -> Sample:
