@@ -13,9 +13,9 @@ from swarmnode.protocols.records import ModelId
 from .client.asker import Asker
 from .client.model import Model
 from .client.servers import Servers
-from .directory import Directory
+from .discovery.directory import Directory
 from .loading import load
-from .network import Network
+from .net.network import Network
 from .places import torch_device, torch_dtype
 from .torch_thread import TorchThread
 

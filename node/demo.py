@@ -20,7 +20,7 @@ DEMO_BLOCKS: Final = 30
 
 _LISTEN: Final = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns")
 # What a server and who asks it import, and what takes the longest to.
-_HEAVY: Final = ("swarmnode.node.host", "swarmnode.node.offering", "swarmnode.node.asking")
+_HEAVY: Final = ("swarmnode.node.net.host", "swarmnode.node.offering", "swarmnode.node.asking")
 
 
 def equal_shares(num_blocks: int, servers: int) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ from swarmnode.errors import NoPeers, PeerFault
 
 from .background import together
 from .defaults import JOIN_SECONDS, NEIGHBOUR_SECONDS, REJOIN_SECONDS
-from .network import Network
+from .net.network import Network
 
 __all__ = ["join_swarm", "stay_joined", "wait_for_neighbours"]
 

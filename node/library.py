@@ -20,10 +20,10 @@ from swarmnode.protocols.records import ModelId
 
 from .background import open_background
 from .defaults import DEFAULT_LISTEN
-from .directory import Directory
+from .discovery.directory import Directory
 from .identity import Identity, create_identity, load_identity
 from .joining import join_swarm, stay_joined, wait_for_neighbours
-from .network import Network
+from .net.network import Network
 from .routes import Hop, Route
 from .status import SwarmStatus, look_round
 from .torch_thread import TorchThread, open_torch_thread
@@ -241,7 +241,7 @@ async def open_node(
     """
     async with AsyncExitStack() as stack:
         if network is None:
-            from .host import open_host
+            from .net.host import open_host
 
             key = load_identity(identity) if isinstance(identity, Path) else identity or create_identity()
             network = await stack.enter_async_context(open_host(key, listen=listen, mdns=mdns))

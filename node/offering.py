@@ -18,9 +18,9 @@ from swarmnode.protocols.records import ModelId
 
 from .asking import checkpoint_id
 from .defaults import DEFAULT_CACHE_TOKENS
-from .directory import Directory
+from .discovery.directory import Directory
 from .loading import load
-from .network import Network
+from .net.network import Network
 from .places import torch_device, torch_dtype
 from .server.serving import Offer, Serving, open_serving
 from .tensors import dtype_name

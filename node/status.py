@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from swarmnode.protocols.records import ModelId, ServerRecord
 
 from .client.servers import confirm_servers
-from .directory import Directory
-from .network import Network
+from .discovery.directory import Directory
+from .net.network import Network
 from .routes import Coverage, coverage, missing_blocks
 
 __all__ = ["ModelStatus", "ServerStatus", "SwarmStatus", "look_round", "sum_up"]

@@ -10,7 +10,7 @@ from swarmnode.protocols.frames import FrameReader
 from swarmnode.protocols.messages import Message, encode, parse
 
 from .defaults import OUTBOX_FRAMES, RECEIVE_BYTES, STEP_BODY_BYTES
-from .network import Stream
+from .net.network import Stream
 
 __all__ = ["MessageStream", "Silence"]
 

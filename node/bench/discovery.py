@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import trio
 
-from swarmnode.node.directory import Directory
-from swarmnode.node.host import open_host
+from swarmnode.node.discovery.directory import Directory
 from swarmnode.node.identity import create_identity
-from swarmnode.node.network import Network, Stream, StreamHandler
+from swarmnode.node.net.host import open_host
+from swarmnode.node.net.network import Network, Stream, StreamHandler
 from swarmnode.protocols.ids import RECORDS, ModelId
 from swarmnode.protocols.records import ServerRecord
 

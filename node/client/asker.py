@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from swarmnode.errors import BlocksMissing, ModelMismatch, PeerFault, SwarmnodeError
 from swarmnode.models.ends import Ends
 from swarmnode.node.defaults import MAX_OPEN_TRIES
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route
 from swarmnode.node.tensors import dtype_name
 from swarmnode.node.torch_thread import TorchThread

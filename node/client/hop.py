@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 from swarmnode.errors import PeerLost, PeerUnreachable, ProtocolViolation
 from swarmnode.node.background import race
 from swarmnode.node.defaults import CLOSE_SECONDS, OPEN_SECONDS, PING_SECONDS, SILENCE_SECONDS, SILENT_PINGS
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Hop
 from swarmnode.node.streams import MessageStream, Silence
 from swarmnode.protocols.ids import SESSION

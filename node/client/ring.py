@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 from swarmnode.errors import PeerLost, ProtocolViolation, SwarmnodeError
 from swarmnode.node.background import race, together
 from swarmnode.node.defaults import MAX_IN_FLIGHT_STEPS, PREFILL_CHUNK_TOKENS, STEP_SECONDS
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route
 from swarmnode.protocols.limits import SESSION_ID_BYTES
 from swarmnode.protocols.messages import HopTrace, Open, Output, Step, Successor, TensorHeader

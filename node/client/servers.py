@@ -10,12 +10,12 @@ import trio
 
 from swarmnode.errors import BlocksMissing, ModelMismatch, NoPeers, PeerFault
 from swarmnode.node.defaults import FIND_SECONDS
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route, missing_blocks, plan_route
 from swarmnode.protocols.records import ModelId, ServerRecord
 
 if TYPE_CHECKING:
-    from swarmnode.node.directory import Directory
+    from swarmnode.node.discovery.directory import Directory
 
 __all__ = ["Servers", "confirm_servers"]
 

@@ -15,7 +15,7 @@ from swarmnode.node.defaults import (
     MAX_IN_FLIGHT_STEPS,
     MAX_WAITING_ATTACHES,
 )
-from swarmnode.node.network import Network, Stream
+from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.streams import MessageStream
 from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
 from swarmnode.protocols.records import ModelId, ServerState

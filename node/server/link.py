@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 from swarmnode.errors import PeerFault, PeerLost, ProtocolViolation
 from swarmnode.node.background import race
 from swarmnode.node.defaults import ATTACH_SECONDS, MAX_IN_FLIGHT_STEPS, PING_SECONDS, SILENT_PINGS
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.streams import MessageStream, Silence
 from swarmnode.protocols.ids import SESSION
 from swarmnode.protocols.messages import Attach, Attached, Ping, Pong, Refused, Step, Successor

@@ -11,7 +11,7 @@ import trio
 
 from swarmnode.models.span import Span
 from swarmnode.node.defaults import CLOSE_SECONDS, RECORD_LIFETIME_SECONDS
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.ids import SESSION, SPOKEN
 from swarmnode.protocols.limits import MAX_ADDRS
@@ -22,7 +22,7 @@ from .engine import Engine
 from .handler import SessionHandler
 
 if TYPE_CHECKING:
-    from swarmnode.node.directory import Directory
+    from swarmnode.node.discovery.directory import Directory
 
 __all__ = ["Offer", "Serving", "open_serving"]
 

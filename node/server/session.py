@@ -20,7 +20,7 @@ from swarmnode.node.defaults import (
     PING_SECONDS,
     SESSION_IDLE_SECONDS,
 )
-from swarmnode.node.network import Network
+from swarmnode.node.net.network import Network
 from swarmnode.node.streams import MessageStream, Silence
 from swarmnode.protocols.limits import MAX_HOPS
 from swarmnode.protocols.messages import (

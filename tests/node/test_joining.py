@@ -10,7 +10,7 @@ import trio
 from swarmnode.errors import BadInput, NoPeers
 from swarmnode.node.defaults import JOIN_SECONDS, NEIGHBOUR_SECONDS, REJOIN_SECONDS
 from swarmnode.node.joining import join_swarm, stay_joined, wait_for_neighbours
-from swarmnode.node.memory import open_memory_net
+from swarmnode.node.net.memory import open_memory_net
 
 
 async def test_one_that_answers_is_enough(autojump_clock: Any) -> None:

@@ -8,7 +8,7 @@ import trio.testing
 
 from swarmnode.errors import PeerLost, ProtocolViolation
 from swarmnode.node.defaults import OUTBOX_FRAMES
-from swarmnode.node.pipe import PipeStream, open_pipe
+from swarmnode.node.net.pipe import PipeStream, open_pipe
 from swarmnode.node.streams import MessageStream, Silence
 from swarmnode.protocols.frames import encode_frame
 from swarmnode.protocols.messages import Close, Ping, Pong, Step, TensorHeader

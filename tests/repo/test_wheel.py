@@ -43,7 +43,7 @@ def test_the_wheel_holds_every_source_file(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     files = source_files()
-    assert {"swarmnode/errors.py", "swarmnode/py.typed", "swarmnode/node/network.py"} <= files
+    assert {"swarmnode/errors.py", "swarmnode/py.typed", "swarmnode/node/net/network.py"} <= files
     assert files <= names
     assert any(name.startswith("swarmnode/_native") and name.endswith((".so", ".pyd")) for name in names)
     assert not any(name.startswith(("tests/", "swarmnode/tests")) or "__pycache__" in name for name in names)

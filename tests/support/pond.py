@@ -9,7 +9,7 @@ import torch
 import trio
 
 from swarmnode.models.checkpoint import Checkpoint
-from swarmnode.node.memory import MemoryNet, MemoryNetwork
+from swarmnode.node.net.memory import MemoryNet, MemoryNetwork
 from swarmnode.node.server.admission import Admission
 from swarmnode.node.server.engine import Engine
 from swarmnode.node.server.handler import SessionHandler

@@ -13,9 +13,9 @@ import swarmnode
 from support.programs import swarm
 from support.tiny_swarm import Tiny
 from swarmnode.errors import PeerFault
-from swarmnode.node.host import open_host
 from swarmnode.node.identity import create_identity
-from swarmnode.node.network import Network
+from swarmnode.node.net.host import open_host
+from swarmnode.node.net.network import Network
 from swarmnode.protocols import directory, messages
 from swarmnode.protocols.frames import encode_frame
 from swarmnode.protocols.ids import INFO, RECORDS, SESSION, ModelId

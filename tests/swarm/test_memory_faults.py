@@ -22,7 +22,7 @@ from swarmnode.errors import (
 )
 from swarmnode.node.background import open_background
 from swarmnode.node.library import open_node
-from swarmnode.node.memory import open_memory_net
+from swarmnode.node.net.memory import open_memory_net
 from swarmnode.testing import make_tiny_model, open_memory_swarm
 
 

@@ -14,8 +14,8 @@ from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import BadInput, PeerUnreachable, PromptTooLong
 from swarmnode.node.background import open_background
 from swarmnode.node.library import open_node
-from swarmnode.node.memory import open_memory_net
-from swarmnode.node.network import Stream
+from swarmnode.node.net.memory import open_memory_net
+from swarmnode.node.net.network import Stream
 from swarmnode.node.server import engine
 from swarmnode.protocols.ids import SESSION
 

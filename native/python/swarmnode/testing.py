@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from swarmnode.errors import BadInput
 from swarmnode.node.background import open_background
 from swarmnode.node.library import Node, open_node
-from swarmnode.node.memory import MemoryNet, open_memory_net
-from swarmnode.node.network import Network
+from swarmnode.node.net.memory import MemoryNet, open_memory_net
+from swarmnode.node.net.network import Network
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

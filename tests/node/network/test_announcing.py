@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmnode.node.announcing import (
+from swarmnode.node.discovery.announcing import (
     HANDING_PEERS,
     LOOKUP_AGAIN_SECONDS,
     LOOKUP_LASTS_SECONDS,
@@ -18,9 +18,9 @@ from swarmnode.node.announcing import (
     Pace,
     next_sequence,
 )
-from swarmnode.node.finding import Merge, newest_of
+from swarmnode.node.discovery.finding import Merge, newest_of
 from swarmnode.node.identity import Identity, identity_from_seed
-from swarmnode.node.network import PeerAddrs
+from swarmnode.node.net.network import PeerAddrs
 from swarmnode.protocols.directory import Verdict
 from swarmnode.protocols.ids import RECORDS, ModelId
 from swarmnode.protocols.keys import model_key

@@ -12,11 +12,11 @@ import trio
 from trio.testing import MockClock
 
 from swarmnode.errors import PeerFault, PeerRefused, PeerUnreachable
-from swarmnode.node.directory import COPIES, SPARE_COPIES, Directory
+from swarmnode.node.discovery.directory import COPIES, SPARE_COPIES, Directory
+from swarmnode.node.discovery.records import request
 from swarmnode.node.identity import create_identity
-from swarmnode.node.memory import MemoryNet, MemoryNetwork, open_memory_net
-from swarmnode.node.network import PeerAddrs
-from swarmnode.node.records import request
+from swarmnode.node.net.memory import MemoryNet, MemoryNetwork, open_memory_net
+from swarmnode.node.net.network import PeerAddrs
 from swarmnode.protocols.directory import Announce, Announced, Find, Found
 from swarmnode.protocols.ids import RECORDS, ModelId
 from swarmnode.protocols.keys import INDEX_KEY, model_key

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from swarmnode.errors import PeerFault, PeerUnreachable
-from swarmnode.node.directory import Directory
-from swarmnode.node.host import open_host
+from swarmnode.node.discovery.directory import Directory
 from swarmnode.node.identity import create_identity
-from swarmnode.node.network import Network
+from swarmnode.node.net.host import open_host
+from swarmnode.node.net.network import Network
 from swarmnode.protocols.ids import RECORDS, ModelId
 from swarmnode.protocols.records import ServerRecord
 

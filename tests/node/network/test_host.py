@@ -17,18 +17,18 @@ import trio
 import trio.testing
 
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
-from swarmnode.node.accepting import connect_wire
-from swarmnode.node.early import EarlyStream
-from swarmnode.node.host import open_host
 from swarmnode.node.identity import create_identity, identity_from_seed
-from swarmnode.node.multistream import choose
-from swarmnode.node.network import Network, Stream
+from swarmnode.node.net.accepting import connect_wire
+from swarmnode.node.net.early import EarlyStream
+from swarmnode.node.net.host import open_host
+from swarmnode.node.net.multistream import choose
+from swarmnode.node.net.network import Network, Stream
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 ECHO = "/test/echo/1"
 SPECIAL_PEER = """
 import sys, trio
-from swarmnode.node.host import open_host
+from swarmnode.node.net.host import open_host
 from swarmnode.node.identity import create_identity
 async def echo(stream):
     while data := await stream.receive_some(65536):

@@ -7,10 +7,10 @@ import trio
 from trio.testing import MockClock
 
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable
-from swarmnode.node.memory import DIAL_SECONDS, SILENCE_SECONDS, MemoryNet, MemoryNetwork, open_memory_net
-from swarmnode.node.metric import distance
-from swarmnode.node.network import Network, Stream
-from swarmnode.node.pipe import PIPE_BYTES
+from swarmnode.node.net.memory import DIAL_SECONDS, SILENCE_SECONDS, MemoryNet, MemoryNetwork, open_memory_net
+from swarmnode.node.net.metric import distance
+from swarmnode.node.net.network import Network, Stream
+from swarmnode.node.net.pipe import PIPE_BYTES
 
 ECHO = "/test/echo/1"
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from swarmnode.errors import PeerLost
-from swarmnode.node.early import Sealed
-from swarmnode.node.muxed import INITIAL_WINDOW_BYTES, MuxedStream
-from swarmnode.node.wire import Wire
-from swarmnode.node.yamux import MAX_STREAMS, SILENT_TICKS, TICK_SECONDS, Muxer
+from swarmnode.node.net.early import Sealed
+from swarmnode.node.net.muxed import INITIAL_WINDOW_BYTES, MuxedStream
+from swarmnode.node.net.wire import Wire
+from swarmnode.node.net.yamux import MAX_STREAMS, SILENT_TICKS, TICK_SECONDS, Muxer
 
 HEADER = struct.Struct(">BBHII")
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)

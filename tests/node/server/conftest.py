@@ -10,7 +10,7 @@ import torch
 
 from support.pond import Pond
 from swarmnode.models.checkpoint import open_checkpoint
-from swarmnode.node.memory import open_memory_net
+from swarmnode.node.net.memory import open_memory_net
 from swarmnode.node.torch_thread import open_torch_thread
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.pond import Pond, Server
 from swarmnode.errors import PeerLost
-from swarmnode.node.memory import open_memory_net
+from swarmnode.node.net.memory import open_memory_net
 from swarmnode.node.torch_thread import open_torch_thread
 from swarmnode.protocols.frames import encode_frame
 from swarmnode.protocols.ids import SESSION
@@ -38,7 +38,7 @@ from swarmnode.protocols.messages import (
 
 if TYPE_CHECKING:
     from swarmnode.models.checkpoint import Checkpoint
-    from swarmnode.node.memory import MemoryNetwork
+    from swarmnode.node.net.memory import MemoryNetwork
 
 TENSOR = TensorHeader("float32", (1, 2, 64))
 QUIET_SECONDS = 0.05

@@ -1,4 +1,4 @@
-"""The network over py-libp2p: but for its transport the only file that imports it. Its errors and logging end here.
+"""The network over py-libp2p: its host, tamed. Foreign exceptions end here and come out as ours.
 
 py-libp2p's host, swarm, peer store, identify and Kademlia routing, over a transport of ours that is plugged in below
 (`transport.py`: TCP, py-libp2p's Noise, our yamux). What is worked round is said where it is.
@@ -14,33 +14,35 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-import libp2p
 import trio
-from libp2p.abc import INetStream
-from libp2p.host.exceptions import StreamFailure
-from libp2p.kad_dht import peer_routing
-from libp2p.kad_dht.common import PROTOCOL_ID as KADEMLIA
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.network.config import ConnectionConfig
-from libp2p.network.connection import swarm_connection
-from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
 from swarmnode.errors import BadInput, PeerFault, PeerLost, PeerRefused, PeerUnreachable, ProtocolViolation
+from swarmnode.node.background import open_background
+from swarmnode.node.identity import Identity
 from swarmnode.protocols.peers import check_peer
 
 from .accepting import accept_for_ever
 from .addresses import Endpoint, listen_socket, listening_addrs, parse_addr
 from .answer import answer
-from .background import open_background
 from .dialing import Dialler
-from .identity import Identity
 from .lan import stay_on_lan
 from .metric import closest
 from .multistream import choose, offer
 from .muxed import MuxedStream
 from .network import Network, PeerAddrs, Stream, StreamHandler
+from .p2p import (
+    ID,
+    KADEMLIA,
+    ConnectionConfig,
+    DHTMode,
+    INetStream,
+    KadDHT,
+    PeerInfo,
+    StreamFailure,
+    new_host,
+    peer_routing,
+)
 from .pipe import open_pipe
 from .transport import MAX_CONNECTIONS, Connection, Tcp, hand_over, net_stream_of
 from .wire import Wire, WireLost
@@ -69,13 +71,6 @@ MAX_QUESTIONS = 64
 
 _log = logging.getLogger("swarmnode.network")
 
-# Importing py-libp2p sets up logging of its own. Its warnings are everyday life, its errors come as ours.
-if "LIBP2P_DEBUG" not in os.environ:
-    logging.getLogger("libp2p").handlers[:] = [logging.NullHandler()]
-    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-    logging.getLogger("multiaddr").setLevel(logging.WARNING)
-# It logs by `logging.debug(…)`, which gives the root logger a handler of its own.
-swarm_connection.logging = logging.getLogger("libp2p.network.connection")
 # There is no way to set it per object; its 10 s would let one silent peer hold a whole look-up up.
 peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0
 
@@ -85,7 +80,7 @@ async def _do_nothing(*_: object) -> None:
 
 
 class _Libp2pNetwork:
-    """One peer's place in the libp2p network; a `swarmnode.node.network.Network`.
+    """One peer's place in the libp2p network; a `swarmnode.node.net.network.Network`.
 
     Attributes:
         questions: how many questions of other peers' look-ups were answered.
@@ -97,7 +92,7 @@ class _Libp2pNetwork:
         self._addrs = tuple(f"{addr}/p2p/{identity.peer}" for addr in addrs)
         self._handlers: dict[str, StreamHandler] = {}
         self._transport = Tcp(identity)
-        self._host = libp2p.new_host(
+        self._host = new_host(
             self._transport.keys,
             transports=[self._transport],
             connection_config=ConnectionConfig(

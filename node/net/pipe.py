@@ -82,7 +82,7 @@ class _Way:
 
 
 class PipeStream:
-    """One end of a pipe; a `swarmnode.node.network.Stream`."""
+    """One end of a pipe; a `swarmnode.node.net.network.Stream`."""
 
     def __init__(self, peer: str, incoming: _Way, outgoing: _Way, forget: Callable[[PipeStream], None]) -> None:
         self._peer = peer

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from swarmnode.node.net.network import PeerAddrs
 from swarmnode.protocols.directory import Verdict
 from swarmnode.protocols.limits import MAX_SEQUENCE
-
-from .network import PeerAddrs
 
 __all__ = ["ClosestPeers", "HandOn", "Pace", "next_sequence"]
 

@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 import trio
 
 from swarmnode.errors import BadInput, PeerRefused, PeerUnreachable
+from swarmnode.node.background import open_background
+from swarmnode.node.identity import Identity, identity_from_seed
 
 from .answer import answer
-from .background import open_background
-from .identity import Identity, identity_from_seed
 from .metric import closest
 from .network import PeerAddrs, Stream, StreamHandler
 from .pipe import PipeStream, open_pipe
@@ -130,7 +130,7 @@ class MemoryNet:
 
 
 class MemoryNetwork:
-    """One peer's place in a `MemoryNet`; a `swarmnode.node.network.Network`."""
+    """One peer's place in a `MemoryNet`; a `swarmnode.node.net.network.Network`."""
 
     def __init__(self, net: MemoryNet, identity: Identity, number: int) -> None:
         self._net = net

@@ -1,6 +1,6 @@
 """The transport that is plugged in below py-libp2p's host: TCP, py-libp2p's Noise, our yamux, natively muxed.
 
-With `host.py` the only file that imports libp2p; apart because another transport can take its place.
+Apart from `host.py` because another transport can take its place.
 """
 
 from __future__ import annotations
@@ -9,28 +9,37 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 import trio
-from libp2p.abc import IListener, IMuxedConn, IMuxedStream, IRawConnection, ITransport
-from libp2p.connection_types import ConnectionType
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-from libp2p.network.stream.net_stream import NetStream, StreamState
-from libp2p.network.swarm import Swarm
-from libp2p.peer.id import ID
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
 from multiaddr import Multiaddr
 
 from swarmnode.errors import BadInput, PeerFault, PeerLost
+from swarmnode.node.identity import Identity
 from swarmnode.protocols.peers import check_peer
 
 from .accepting import connect_wire
 from .addresses import parse_addr
 from .early import YAMUX, EarlyStream, Sealed
-from .identity import Identity
 from .multistream import choose, offer
 from .muxed import MuxedStream
+from .p2p import (
+    ID,
+    NOISE,
+    ConnectionType,
+    IListener,
+    IMuxedConn,
+    IMuxedStream,
+    IRawConnection,
+    ITransport,
+    MuxedConnUnavailable,
+    MuxedStreamEOF,
+    MuxedStreamReset,
+    NetStream,
+    NoiseTransport,
+    PeerIDMismatchesPubkey,
+    StreamState,
+    Swarm,
+    create_new_key_pair,
+    create_noise_key_pair,
+)
 from .wire import Wire, WireLost
 from .yamux import Muxer
 

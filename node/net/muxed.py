@@ -43,7 +43,7 @@ class _Connection(Protocol):
 
 
 class MuxedStream:
-    """A `swarmnode.node.network.Stream` over a shared connection.
+    """A `swarmnode.node.net.network.Stream` over a shared connection.
 
     Frames are handed over whole, so cancelling a sender or a reader leaves the connection in order.
     """

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import trio
 
 from swarmnode.errors import PeerLost, PeerUnreachable, ProtocolViolation
+from swarmnode.node.net.network import Network, PeerAddrs, Stream
 from swarmnode.protocols.directory import DirectoryMessage, Refused, encode, parse
 from swarmnode.protocols.frames import FrameReader
 from swarmnode.protocols.limits import MAX_DIRECTORY_BODY_BYTES
 from swarmnode.protocols.refusals import error_from
 
 from .announcing import Pace
-from .network import Network, PeerAddrs, Stream
 
 __all__ = ["PEER_SECONDS", "Responder", "request"]
 

@@ -15,6 +15,8 @@ from typing import Any
 import trio
 
 from swarmnode.errors import PeerBusy, PeerFault, PeerRefused, ProtocolViolation, SwarmnodeError
+from swarmnode.node.net.metric import closest
+from swarmnode.node.net.network import Network, PeerAddrs
 from swarmnode.protocols.directory import (
     AgedRecord,
     Announce,
@@ -36,8 +38,6 @@ from swarmnode.protocols.store import RecordStore
 
 from .announcing import ClosestPeers, HandOn, next_sequence
 from .finding import Merge, newest_of
-from .metric import closest
-from .network import Network, PeerAddrs
 from .records import PEER_SECONDS, Responder, request
 
 __all__ = ["Directory"]

@@ -1,0 +1,67 @@
+"""All that we use of py-libp2p, and the only file that imports it; what its import sets up is undone here.
+
+Read this before moving to another version of it: whatever is named here must still be there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from libp2p import new_host
+from libp2p.abc import IListener, IMuxedConn, IMuxedStream, INetStream, IRawConnection, ITransport
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.host.exceptions import StreamFailure
+from libp2p.kad_dht import peer_routing
+from libp2p.kad_dht.common import PROTOCOL_ID as KADEMLIA
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection import swarm_connection
+from libp2p.network.stream.net_stream import NetStream, StreamState
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
+
+__all__ = [
+    "ID",
+    "KADEMLIA",
+    "NOISE",
+    "ConnectionConfig",
+    "ConnectionType",
+    "DHTMode",
+    "IListener",
+    "IMuxedConn",
+    "IMuxedStream",
+    "INetStream",
+    "IRawConnection",
+    "ITransport",
+    "KadDHT",
+    "MuxedConnUnavailable",
+    "MuxedStreamEOF",
+    "MuxedStreamReset",
+    "NetStream",
+    "NoiseTransport",
+    "PeerIDMismatchesPubkey",
+    "PeerInfo",
+    "StreamFailure",
+    "StreamState",
+    "Swarm",
+    "create_new_key_pair",
+    "create_noise_key_pair",
+    "new_host",
+    "peer_routing",
+]
+
+# Importing py-libp2p sets up logging of its own. Its warnings are everyday life, its errors come as ours.
+if "LIBP2P_DEBUG" not in os.environ:
+    logging.getLogger("libp2p").handlers[:] = [logging.NullHandler()]
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    logging.getLogger("multiaddr").setLevel(logging.WARNING)
+# It logs by `logging.debug(…)`, which gives the root logger a handler of its own.
+swarm_connection.logging = logging.getLogger("libp2p.network.connection")
