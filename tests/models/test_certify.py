@@ -8,6 +8,7 @@ import transformers
 
 from swarmnode.models import certify
 from swarmnode.models.families import all_certificates, certificate
+from swarmnode.models.quirks import quirks_of
 
 LEAST_CERTIFIED = 100
 NAMED = (
@@ -61,7 +62,7 @@ def test_a_family_is_still_refused(family: str) -> None:
 
 def test_a_model_whose_stock_cache_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stock mamba loses its state when several tokens follow earlier ones: only sending them singly helps."""
-    quirks = certify.quirks_of("llama")
+    quirks = quirks_of("llama")
     monkeypatch.setattr("swarmnode.models.comparison.quirks_of", lambda _: quirks)
     monkeypatch.setattr("swarmnode.models.span.quirks_of", lambda _: quirks)
     entry = certify.certify_family("mamba")
