@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn is_golden() {
-        let hex: String = model_digest(b"{}", b"{}").unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String =
+            model_digest(b"{}", b"{}").unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "1f0a2cee6a70f64f869d9d6bff82b4347bd382cb9fb50f7f45b456f94fe33a48");
     }
 
