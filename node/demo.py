@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
@@ -10,6 +9,7 @@ from typing import Final
 
 import trio
 
+from .flags import ENV_PREFIX
 from .processes import OwnProcess
 from .waiting import Program, can_fork, fork_waiting, spawn_waiting
 
@@ -30,14 +30,8 @@ def equal_shares(num_blocks: int, servers: int) -> tuple[tuple[int, int], ...]:
 
 
 def process_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a demo's processes: nothing of the user's own settings, and threads that wait asleep.
-
-    One process computes at a time, as the ring goes round, so each may use every core; but its threads must not spin
-    while the others compute.
-    """
-    own = {name: value for name, value in environ.items() if not name.startswith("SWARMNODE_")}
-    defaults = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-    return {**defaults, **own}
+    """The environment of a demo's processes: nothing of what the user has set for nodes of their own."""
+    return {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
 
 
 def begin_bootstrap(environ: Mapping[str, str]) -> OwnProcess:

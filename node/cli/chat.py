@@ -15,7 +15,7 @@ from .blame import blame
 from .call import Call
 from .lines import InputLines
 from .paint import Paint
-from .place import open_asking_node
+from .place import open_asking_node, require_peers
 
 if TYPE_CHECKING:
     from swarmnode.models.settings import Sampling
@@ -35,6 +35,7 @@ def run(call: Call) -> None:
 
     async def talk() -> None:
         async with open_asking_node(call) as node:
+            await require_peers(node)
             model = await node.load(
                 settings.model, revision=settings.revision, dtype=settings.dtype, device=settings.device
             )

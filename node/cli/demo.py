@@ -37,13 +37,9 @@ def run(call: Call) -> None:
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     model = BUNDLED_NAME if has_bundled() else HUB_TWIN
     shares = equal_shares(DEMO_BLOCKS, settings.servers)
-    environ = process_environment(os.environ)
-    # This process asks, and its forks serve: torch must find the same settings when it is imported here.
-    os.environ.update({name: value for name, value in environ.items() if name not in os.environ})
-
     with tempfile.TemporaryDirectory(prefix="swarmnode-demo-", ignore_cleanup_errors=True) as folder:
         # Keys of their own, and no config file: the user's are left alone.
-        own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
+        own = {**process_environment(os.environ), "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
         call.voice.note(f"{model}: {DEMO_BLOCKS} blocks over {len(shares)} servers, each a process of its own")
         bootstrap = begin_bootstrap(own)
         call.voice.say(Process(name=bootstrap.name, pid=bootstrap.pid, blocks=None))

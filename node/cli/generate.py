@@ -9,7 +9,7 @@ from swarmnode.errors import BadInput
 
 from .answers import sampling_of, tell
 from .call import Call
-from .place import open_asking_node
+from .place import open_asking_node, require_peers
 
 __all__ = ["read_prompt", "run"]
 
@@ -24,6 +24,7 @@ def run(call: Call) -> None:
 
     async def ask() -> None:
         async with open_asking_node(call) as node:
+            await require_peers(node)
             model = await node.load(
                 settings.model, revision=settings.revision, dtype=settings.dtype, device=settings.device
             )

@@ -68,11 +68,11 @@ def _settle(arguments: Sequence[str]) -> Settings:
     from swarmnode.node.config import resolve
 
     from .arguments import parse_arguments
-    from .logs import set_up_logs
+    from .libraries import set_up_libraries
 
     command, given = parse_arguments(arguments)
     settings = resolve(command, given)
-    set_up_logs(debug=settings.debug)
+    set_up_libraries(debug=settings.debug)
     return settings
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import trio
+
+from swarmnode.errors import NoPeers
 from swarmnode.node.identity import claim_identity
 from swarmnode.node.library import Node, open_node
 
@@ -17,7 +21,17 @@ if TYPE_CHECKING:
     from swarmnode.node.routes import Route
     from swarmnode.protocols.records import ModelId
 
-__all__ = ["hops_of", "join_command", "model_name", "open_asking_node", "open_standing_node"]
+__all__ = [
+    "best_address",
+    "hops_of",
+    "join_command",
+    "model_name",
+    "open_asking_node",
+    "open_standing_node",
+    "require_peers",
+]
+
+FIRST_PEER_SECONDS: Final = 5.0
 
 
 @asynccontextmanager
@@ -61,9 +75,27 @@ async def open_asking_node(call: Call) -> AsyncIterator[Node]:
             yield node
 
 
-def join_command(node: Node, model: str) -> str:
-    """What somebody else types to use the swarm through this node."""
-    return f'swarmnode generate --model {model} --prompt "Once upon a time" --join {best_address(node.addrs)}'
+async def require_peers(node: Node) -> None:
+    """Wait until somebody is there to ask: the local network may take a moment to show its first peer.
+
+    Raises:
+        NoPeers: nobody came; said before seconds are spent on loading anything.
+    """
+    with trio.move_on_after(FIRST_PEER_SECONDS):
+        while not node.network.connected:  # noqa: ASYNC110 - the network tells of no event
+            await trio.sleep(FIRST_PEER_SECONDS / 50)
+    if not node.network.connected:
+        raise NoPeers(
+            "There is no peer to ask: none was named, and the local network shows none.",
+            hint="Name a peer of the swarm with --join, or start a server with `swarmnode serve`.",
+        )
+
+
+def join_command(node: Node, model: str | None) -> str:
+    """What somebody else types to use the swarm through this node; `model` as it was named here."""
+    named = ["--model", model] if model is not None else []
+    words = ["swarmnode", "generate", *named, "--prompt", "Once upon a time", "--join", best_address(node.addrs)]
+    return shlex.join(words)
 
 
 def best_address(addrs: tuple[str, ...]) -> str:

@@ -51,7 +51,7 @@ def run(call: Call) -> None:
                     cache_tokens=info.cache_tokens,
                 )
             )
-            call.voice.note(f"others use it with: {join_command(node, info.model.name)}")
+            call.voice.note(f"others use it with: {join_command(node, settings.model)}")
             call.voice.note("peers that run blocks can read the text that passes through them; Ctrl-C leaves the swarm")
             await _tell_load(call, node)
 

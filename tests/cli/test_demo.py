@@ -40,11 +40,7 @@ def test_shares_are_equal(servers: int) -> None:
 
 
 def test_the_users_own_settings_stay_out_of_the_demo() -> None:
-    environ = process_environment({"SWARMNODE_JOIN": "x", "OMP_NUM_THREADS": "1", "HOME": "/home/ann"})
-    assert "SWARMNODE_JOIN" not in environ
-    assert environ["OMP_NUM_THREADS"] == "1"
-    assert environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert environ["HOME"] == "/home/ann"
+    assert process_environment({"SWARMNODE_JOIN": "x", "HOME": "/home/ann"}) == {"HOME": "/home/ann"}
 
 
 @pytest.mark.slow
