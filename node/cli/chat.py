@@ -35,7 +35,7 @@ def run(call: Call) -> None:
 
     async def talk() -> None:
         async with open_asking_node(call) as node:
-            await require_peers(node)
+            await require_peers(call, node)
             model = await node.load(
                 settings.model, revision=settings.revision, dtype=settings.dtype, device=settings.device
             )

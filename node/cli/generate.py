@@ -24,7 +24,7 @@ def run(call: Call) -> None:
 
     async def ask() -> None:
         async with open_asking_node(call) as node:
-            await require_peers(node)
+            await require_peers(call, node)
             model = await node.load(
                 settings.model, revision=settings.revision, dtype=settings.dtype, device=settings.device
             )

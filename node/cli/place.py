@@ -75,18 +75,20 @@ async def open_asking_node(call: Call) -> AsyncIterator[Node]:
             yield node
 
 
-async def require_peers(node: Node) -> None:
+async def require_peers(call: Call, node: Node) -> None:
     """Wait until somebody is there to ask: the local network may take a moment to show its first peer.
 
     Raises:
         NoPeers: nobody came; said before seconds are spent on loading anything.
     """
-    with trio.move_on_after(FIRST_PEER_SECONDS):
+    with trio.move_on_after(FIRST_PEER_SECONDS if _uses_mdns(call) else 0):
         while not node.network.connected:  # noqa: ASYNC110 - the network tells of no event
             await trio.sleep(FIRST_PEER_SECONDS / 50)
     if not node.network.connected:
         raise NoPeers(
-            "There is no peer to ask: none was named, and the local network shows none.",
+            "There is no peer to ask: none was named, and the local network shows none."
+            if _uses_mdns(call)
+            else "There is no peer to ask: none was named, and the local network was not searched.",
             hint="Name a peer of the swarm with --join, or start a server with `swarmnode serve`.",
         )
 

@@ -54,6 +54,11 @@ def test_no_peer_reachable(told: Told, command: tuple[str, ...]) -> None:
     check(told(*command, *listen, "--join", address), "no-peers", 4, address)
 
 
+@pytest.mark.parametrize("command", [("generate", "--prompt", "x"), ("chat",)])
+def test_nobody_to_ask(told: Told, command: tuple[str, ...]) -> None:
+    check(told(*command, "--no-mdns"), "no-peers", 4, "There is no peer to ask", "--join")
+
+
 @pytest.mark.parametrize(
     "address", ["nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/99999/p2p/12D3KooX", "127.0.0.1:4737"]
 )
