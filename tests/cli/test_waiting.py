@@ -32,7 +32,7 @@ child = {making}
 {telling}
 print(child.pid, flush=True)
 if {telling!r}:
-    print(os.read(child.stdout, 65536).decode(), end="", flush=True)
+    print(os.fdopen(child.stdout).readline(), end="", flush=True)
 time.sleep(600)
 """
 TELL = 'child.tell(["some", "arguments"], {"ONLY": "this"})'
