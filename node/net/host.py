@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import trio
@@ -27,6 +28,7 @@ from .addresses import Endpoint, listen_socket, listening_addrs, parse_addr
 from .answer import answer
 from .dialing import Dialler
 from .lan import stay_on_lan
+from .lookup import look_up
 from .metric import closest
 from .multistream import choose, offer
 from .muxed import MuxedStream
@@ -57,12 +59,14 @@ QUERY_SECONDS = 2.0
 SILENT_FOR_SECONDS = 20.0
 """A peer that did not answer a look-up is not asked again for so long."""
 LOOKUP_SECONDS = 10.0
-LOOKUP_WIDTH = 20
-"""How many peers a look-up keeps in sight (k of Kademlia)."""
-UPKEEP_SECONDS = 120.0
-"""How often we look ourselves up, so that the peers near us know us and we know them."""
-SETTLE_SECONDS = (0.0, 2.0, 15.0)
+LOOKUP_WIDTH = 10
+"""Of how many peers at least a look-up wants the answer. Each tells of the 20 closest that it knows."""
+UPKEEP_SECONDS = 300.0
+"""How often we look ourselves up, so that the peers near us know us; all other look-ups refresh what we know, too."""
+SETTLE_SECONDS = (0.0, 5.0)
 """After joining, we look ourselves up sooner: the others may be joining too."""
+UPKEEP_JITTER = 0.3
+"""So much sooner or later, as a part of the wait: those who joined together are not to ask together for ever."""
 IDENTIFY_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 """A question of identify or Kademlia is over by then."""
@@ -71,8 +75,19 @@ MAX_QUESTIONS = 64
 
 _log = logging.getLogger("swarmnode.network")
 
-# There is no way to set it per object; its 10 s would let one silent peer hold a whole look-up up.
+# There is no way to set it per object; ours ends first.
 peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0
+
+_id_of = lru_cache(maxsize=4096)(ID.from_base58)  # decoding takes longer than all else when a connection is looked up
+
+
+@lru_cache(maxsize=4096)
+def _peer_of(peer_id: ID) -> str | None:
+    """Its text form; None for a peer with another kind of key than ours."""
+    try:
+        return check_peer(peer_id.to_base58())
+    except ProtocolViolation:
+        return None
 
 
 async def _do_nothing(*_: object) -> None:
@@ -203,23 +218,11 @@ class _Libp2pNetwork:
         return await self._negotiate(peer, protocol)
 
     async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
-        found: set[str] = {self.peer, *self.connected}
-        with trio.move_on_after(LOOKUP_SECONDS):
-            found.update(await self._look_up(key))
-        living: list[PeerAddrs] = []
-        candidates = closest(key, found, len(found))
-        while candidates and len(living) < count:
-            asked, candidates = candidates[: count - len(living)], candidates[count - len(living) :]
-            alive: set[str] = set()
-            async with trio.open_nursery() as nursery:
-                for peer in asked:
-                    nursery.start_soon(self._check_alive, peer, alive)
-            living += [PeerAddrs(peer, self._plain_addrs(peer)) for peer in asked if peer in alive]
-        return living
+        living = await self._look_up(key, max(count, LOOKUP_WIDTH))
+        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, {self.peer, *living}, count)]
 
     def known_closest(self, key: bytes, count: int) -> list[PeerAddrs]:
-        table = {peer_id.to_base58() for peer_id in self._kademlia.routing_table.get_peer_ids()}
-        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, table | {self.peer}, count)]
+        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, self._table() | {self.peer}, count)]
 
     # Connections.
 
@@ -228,7 +231,7 @@ class _Libp2pNetwork:
 
     def _muxer(self, peer: str) -> Muxer | None:
         """The newest living connection to a peer."""
-        for connection in reversed(self._swarm.connections.get(ID.from_base58(peer), ())):
+        for connection in reversed(self._swarm.connections.get(_id_of(peer), ())):
             muxer: Muxer = connection.muxed_conn.muxer
             if not muxer.closed:
                 return muxer
@@ -321,24 +324,28 @@ class _Libp2pNetwork:
 
     # Kademlia.
 
-    async def _look_up(self, key: bytes) -> list[str]:
-        """The peers that others say are closest to a key; not all of them live."""
-        try:
-            found = await self._kademlia.peer_routing.find_closest_peers_network(key, LOOKUP_WIDTH)
-        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is a look-up that found nothing
-            _log.debug("a look-up failed: %r", error)
-            return []
-        peers = []
-        for peer_id in found:
-            with suppress(ProtocolViolation):  # a peer with another kind of key is none of ours
-                peers.append(check_peer(peer_id.to_base58()))
-        return peers
+    async def _look_up(self, key: bytes, width: int = LOOKUP_WIDTH) -> list[str]:
+        """The peers other than us closest to a key; each of them has just answered."""
+        known = self._table().union(self.connected) - {self.peer}
+        return await look_up(key, known, width, partial(self._ask, key), LOOKUP_SECONDS)
 
-    async def _check_alive(self, peer: str, alive: set[str]) -> None:
-        with suppress(PeerUnreachable):
-            if peer != self.peer:
-                await self._reach_soon(peer)
-            alive.add(peer)
+    async def _ask(self, key: bytes, peer: str) -> set[str] | None:
+        """Whom a peer knows close to a key; None when it does not answer."""
+        try:
+            with trio.fail_after(QUERY_SECONDS):
+                found = await self._kademlia.peer_routing._query_peer_for_closest(_id_of(peer), key)
+        except trio.TooSlowError:
+            return None
+        except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
+            _log.debug("%s was asked in vain: %r", peer, error)
+            return None
+        if not found and not self._is_connected(peer):
+            return None  # that is how py-libp2p tells of a failure; who truly knows nobody is still connected
+        told = {each for peer_id in found if (each := _peer_of(peer_id)) is not None}
+        return told - {self.peer}
+
+    def _table(self) -> set[str]:
+        return {peer_id.to_base58() for peer_id in self._kademlia.routing_table.get_peer_ids()}
 
     async def _reach_soon(self, peer: str) -> None:
         """Have a connection to a peer that did not disappoint us lately. Raises `PeerUnreachable`."""
@@ -360,23 +367,22 @@ class _Libp2pNetwork:
         self._forget(peer)
 
     def _forget(self, peer: str) -> None:
-        self._kademlia.routing_table.remove_peer(ID.from_base58(peer))
+        self._kademlia.routing_table.remove_peer(_id_of(peer))
         self._identified.pop(peer, None)
 
     async def _upkeep(self) -> None:
-        ours = ID.from_base58(self.peer).to_bytes()
+        ours = _id_of(self.peer).to_bytes()
         waits = iter(SETTLE_SECONDS)
         while True:
             wait = next(waits, UPKEEP_SECONDS)
-            with trio.move_on_after(wait):
+            with trio.move_on_after(wait * random.uniform(1 - UPKEEP_JITTER, 1 + UPKEEP_JITTER)):
                 await self._joined.wait()
             if self._joined.is_set():
                 self._joined = trio.Event()
                 waits = iter(SETTLE_SECONDS)
             elif self._swarm.connections or self._kademlia.routing_table.size():
                 for key in (ours, os.urandom(32)) if wait == UPKEEP_SECONDS else (ours,):
-                    with trio.move_on_after(LOOKUP_SECONDS):
-                        await self._look_up(key)
+                    await self._look_up(key)
 
     # Identify.
 
@@ -404,7 +410,7 @@ class _Libp2pNetwork:
 
     def _known_addrs(self, peer: str) -> list[str]:
         try:
-            return [str(addr) for addr in self._host.get_peerstore().addrs(ID.from_base58(peer))]
+            return [str(addr) for addr in self._host.get_peerstore().addrs(_id_of(peer))]
         except Exception:  # noqa: BLE001 - it has an error class of its own for each way of not knowing
             return []
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import lru_cache
 
+import trio
 from libp2p import new_host
 from libp2p.abc import IListener, IMuxedConn, IMuxedStream, INetStream, IRawConnection, ITransport
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.host.exceptions import StreamFailure
-from libp2p.kad_dht import peer_routing
+from libp2p.kad_dht import peer_routing, routing_table
+from libp2p.kad_dht import utils as kad_utils
 from libp2p.kad_dht.common import PROTOCOL_ID as KADEMLIA
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.config import ConnectionConfig
@@ -65,3 +68,18 @@ if "LIBP2P_DEBUG" not in os.environ:
     logging.getLogger("multiaddr").setLevel(logging.WARNING)
 # It logs by `logging.debug(…)`, which gives the root logger a handler of its own.
 swarm_connection.logging = logging.getLogger("libp2p.network.connection")
+
+# Kademlia's answers carry the signed addresses of twenty peers, mostly the same again: each is verified once.
+kad_utils.consume_envelope = lru_cache(maxsize=4096)(kad_utils.consume_envelope)
+
+
+async def _stays(bucket: routing_table.KBucket, peer_id: ID) -> bool:
+    """Its own dials and pings the oldest peer of a full bucket for each newcomer, in the midst of a question.
+
+    A full bucket is split instead; who is dead is taken out when it is asked something.
+    """
+    await trio.lowlevel.checkpoint()
+    return True
+
+
+routing_table.KBucket._ping_peer = _stays
