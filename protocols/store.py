@@ -78,6 +78,7 @@ class RecordStore:
     def __init__(self, home: bytes | None = None) -> None:
         self._home = home
         self._kept: dict[_Server, _Kept] = {}
+        self._by_data: dict[bytes, _Kept] = {}  # a record comes once for each of its keys; it is verified once
         self._under: dict[bytes, dict[_Server, _Kept]] = {}  # in order of arrival under the key
         self._by_distance: list[tuple[int, _Server]] = []
         self._of_peer: dict[str, int] = {}
@@ -122,8 +123,9 @@ class RecordStore:
 
     def _open(self, key: bytes, data: bytes, age_seconds: float, now: float) -> _Kept:
         """The offered record, if it is sound, belongs under the key, lives, and no newer one is known."""
+        same = self._by_data.get(data)
         try:
-            record = open_record(data)
+            record = same.record if same is not None else open_record(data)
         except ProtocolViolation as violation:
             raise _DeclinedError(violation.message) from None
         if key not in allowed_keys(record):
@@ -156,7 +158,9 @@ class RecordStore:
         """Keep a record that is sound and newest, in the places of the server's older one and under the key."""
         kept = self._kept.get(new.server)
         if kept is not None:
+            del self._by_data[kept.data]
             kept.record, kept.data, kept.expires = new.record, new.data, new.expires
+            self._by_data[kept.data] = kept
             for left in kept.keys - allowed_keys(new.record):
                 self._remove_from(left, kept)
             if key in kept.keys:
@@ -220,7 +224,7 @@ class RecordStore:
         return 0 if self._home is None else distance(self._home, key)
 
     def _add(self, kept: _Kept) -> None:
-        self._kept[kept.server] = kept
+        self._kept[kept.server] = self._by_data[kept.data] = kept
         self._of_peer[kept.record.peer] = self._of_peer.get(kept.record.peer, 0) + 1
         self._tombstones.pop(kept.server, None)
         insort(self._by_distance, (kept.distance, kept.server))
@@ -240,7 +244,7 @@ class RecordStore:
         """Forget a record but not its sequence."""
         for key in list(kept.keys):
             self._remove_from(key, kept)
-        del self._kept[kept.server]
+        del self._kept[kept.server], self._by_data[kept.data]
         del self._by_distance[bisect_left(self._by_distance, (kept.distance, kept.server))]
         peer = kept.server[0]
         self._of_peer[peer] -= 1

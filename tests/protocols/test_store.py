@@ -11,7 +11,7 @@ from swarmnode.protocols import limits, store
 from swarmnode.protocols.directory import Verdict
 from swarmnode.protocols.keys import INDEX_KEY, bucket_keys, distance, home_key, model_key
 from swarmnode.protocols.peers import peer_to_bytes
-from swarmnode.protocols.records import ModelId, open_record
+from swarmnode.protocols.records import ModelId, ServerRecord, open_record
 from swarmnode.protocols.store import RecordStore
 
 KEY = model_key(MODEL.name)
@@ -61,6 +61,26 @@ def test_what_is_no_record_is_not_kept() -> None:
 @pytest.mark.parametrize("age", [-1.0, 60.1, math.nan, math.inf])
 def test_an_age_must_make_sense(age: float) -> None:
     assert RecordStore().offer(KEY, signed_server(1), age, now=0).reason == "The age of the record makes no sense."
+
+
+def test_a_record_is_verified_once_for_all_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[bytes] = []
+
+    def open_and_count(data: bytes) -> ServerRecord:
+        verified.append(data)
+        return open_record(data)
+
+    monkeypatch.setattr(store, "open_record", open_and_count)
+    kept = RecordStore()
+    older, newer = (signed_server(1, sequence=sequence) for sequence in (1, 2))
+    for data in (older, newer):
+        for key in (KEY, INDEX_KEY):
+            assert kept.offer(key, data, 0, now=0) == STORED
+    assert verified == [older, newer]
+    forged = newer[:-1] + bytes([newer[-1] ^ 1])
+    assert not kept.offer(KEY, forged, 0, now=0).stored
+    assert not kept.offer(KEY, older, 0, now=0).stored  # kept no more: it is looked at again
+    assert verified == [older, newer, forged, older]
 
 
 def test_an_expired_record_is_refused() -> None:
@@ -272,5 +292,5 @@ def test_nothing_is_left_when_all_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     kept.expire(now=60)
     kept.expire(now=60 + store.TOMBSTONE_SECONDS)
     held = {name: value for name, value in vars(kept).items() if isinstance(value, dict | list)}
-    assert len(held) == 5
+    assert len(held) == 6
     assert not any(held.values())
