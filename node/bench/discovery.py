@@ -29,7 +29,7 @@ LOOKUPS = 20
 ROUND_TRIPS = 50
 QUIET_SECONDS = 3.0
 MAX_SETTLE_SECONDS = 90.0
-"""The look-ups of the nodes that have just joined are waited for, that they are not measured too."""
+"""The look-ups of the nodes that have just joined are waited for at most so long."""
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 ECHO = "/swarmnode/bench/echo/1"
 MODEL = ModelId("bench/model", "1", bytes(32))
@@ -78,6 +78,8 @@ async def _measure(count: int, lookups: int) -> dict[str, object]:
             node.directory.publish(_Offer(node.network, number).record)
         for node in nodes[1 : SERVERS + 1]:
             await node.directory.announced()
+        servers = {node.network.peer for node in nodes[1 : SERVERS + 1]}
+        await _quiet(nodes)
         round_trip = await _round_trip(nodes[0].network, nodes[-1].network)
         cold, warm, requests, questions, complete = [], [], [], [], 0
         for _ in range(lookups):
@@ -89,7 +91,7 @@ async def _measure(count: int, lookups: int) -> dict[str, object]:
             cold.append(seconds)
             requests.append(counting.opened)
             questions.append(_questions(nodes) - before)
-            complete += found == SERVERS
+            complete += found == servers
             warm.append((await _timed(directory))[0])
     return {
         "cold_lookup_ms": spread([1000 * each for each in cold], 1),
@@ -115,22 +117,24 @@ async def _open_nodes(count: int) -> AsyncIterator[list[_Node]]:
                 if node is not nodes[0]:
                     await node.network.connect(networks[0].addrs[0])
             _tell(f"{count} nodes joined")
-            with trio.move_on_after(MAX_SETTLE_SECONDS):
-                await _quiet(nodes)
+            await _quiet(nodes)
             yield nodes
             nursery.cancel_scope.cancel()
 
 
 async def _quiet(nodes: Sequence[_Node]) -> None:
+    """Wait until the nodes' own look-ups are over, so that they are not measured too."""
     asked = -1
-    while asked != (asked := _questions(nodes)):  # noqa: ASYNC110 - there is no event for "nothing happens"
-        await trio.sleep(QUIET_SECONDS)
+    with trio.move_on_after(MAX_SETTLE_SECONDS) as patience:
+        while asked != (asked := _questions(nodes)):  # noqa: ASYNC110 - there is no event for "nothing happens"
+            await trio.sleep(QUIET_SECONDS)
+    _tell("the nodes did not become quiet" if patience.cancelled_caught else "the nodes are quiet")
 
 
-async def _timed(directory: Directory) -> tuple[float, int]:
+async def _timed(directory: Directory) -> tuple[float, set[str]]:
     start = time.perf_counter()
     found = await directory.find_servers(MODEL.name)
-    return time.perf_counter() - start, len(found)
+    return time.perf_counter() - start, {record.peer for record in found}
 
 
 async def _round_trip(one: Network, other: Network) -> list[float]:

@@ -18,12 +18,12 @@ WIDTH = 10
 
 
 class Peers:
-    """A swarm whose peers know those nearest to themselves and a few others."""
+    """A swarm whose peers know a few others each, and those nearest to the key each other."""
 
     def __init__(self, count: int) -> None:
         rng = random.Random(count)
         self.all = [create_identity().peer for _ in range(count)]
-        self.known = {peer: {*closest(peer.encode(), self.all, 5), *rng.sample(self.all, min(12, count))} for peer in self.all}
+        self.known = {peer: set(rng.sample(self.all, min(15, count))) for peer in self.all}
         for peer in closest(KEY, self.all, 2 * TOLD):
             self.known[peer] |= set(closest(KEY, self.all, 2 * TOLD))
         self.dead: set[str] = set()
