@@ -335,17 +335,18 @@ class _Libp2pNetwork:
             with trio.fail_after(QUERY_SECONDS):
                 found = await self._kademlia.peer_routing._query_peer_for_closest(_id_of(peer), key)
         except trio.TooSlowError:
+            if not self._is_connected(peer):
+                self._note_silent(peer)
             return None
         except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
             _log.debug("%s was asked in vain: %r", peer, error)
             return None
         if not found and not self._is_connected(peer):
             return None  # that is how py-libp2p tells of a failure; who truly knows nobody is still connected
-        told = {each for peer_id in found if (each := _peer_of(peer_id)) is not None}
-        return told - {self.peer}
+        return {each for peer_id in found if (each := _peer_of(peer_id)) not in (None, self.peer)}
 
     def _table(self) -> set[str]:
-        return {peer_id.to_base58() for peer_id in self._kademlia.routing_table.get_peer_ids()}
+        return {peer for each in self._kademlia.routing_table.get_peer_ids() if (peer := _peer_of(each)) is not None}
 
     async def _reach_soon(self, peer: str) -> None:
         """Have a connection to a peer that did not disappoint us lately. Raises `PeerUnreachable`."""

@@ -239,6 +239,19 @@ async def test_a_frozen_process_is_lost_within_seconds() -> None:
         assert await ask(one, peer, b"back", (addr,)) == b"back"
 
 
+async def test_whom_others_tell_of_but_who_is_silent_is_not_found_and_forgotten() -> None:
+    async with hosts(2) as (one, other), other_process() as (addr, process):
+        silent = await other.connect(addr)
+        assert silent in [each.peer for each in other.known_closest(bytes(32), 8)]
+        process.send_signal(signal.SIGSTOP)  # the kernel still takes connections for it
+        await one.connect(other.addrs[0])
+        with trio.fail_after(15):
+            found = await one.closest_peers(bytes(32), 8)
+        assert {each.peer for each in found} == {one.peer, other.peer}
+        assert {each.peer for each in one.known_closest(bytes(32), 8)} == {one.peer, other.peer}
+        process.send_signal(signal.SIGCONT)
+
+
 async def test_four_hundred_connections_come_and_go() -> None:
     async with hosts(1) as (server,):
         for _ in range(20):
