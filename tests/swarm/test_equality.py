@@ -13,7 +13,7 @@ from swarmnode.models.settings import Sampling
 
 MODEL = "SmolLM2-135M-Instruct"
 NUM_BLOCKS = 30
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 LENGTHS = (1, 2, 3, 5, 7, 8, 13, 21, 34, 55, 64, 89, 100, 144, 200, 256, 377, 512, 777, 1000)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
