@@ -10,6 +10,7 @@ of positions and caches.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ __all__ = [
     "step_arguments",
     "text_config",
 ]
+
+_TRANSFORMERS_LOCK = threading.RLock()
 
 MAX_NAMED_TENSORS = 5
 """So many missing tensors are named in an error; the rest is counted."""
@@ -262,14 +265,19 @@ def _describe(part: Part) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No load report, no progress bar: what matters in them is raised as an error."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """No load report, no progress bar: what matters in them is raised as an error. One thread at a time.
+
+    While it builds a model transformers patches what all threads share (how weights are tied, the default dtype); two
+    at once leave it broken for the rest of the process.
+    """
+    with _TRANSFORMERS_LOCK:
+        verbosity = transformers_logging.get_verbosity()
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,15 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "m" / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}')
     with pytest.raises(CheckpointBroken, match=r"tokenizer in .*/m cannot be opened"):
         open_checkpoint(str(tmp_path / "m")).tokenizer()
+
+
+def test_several_threads_may_load_at_once(tmp_path: Path) -> None:
+    """transformers patches what threads share while it builds a model; tied heads are where that shows."""
+    save_tiny_llama(tmp_path, tied=True)
+    checkpoint = open_checkpoint(str(tmp_path))
+
+    def load(_: int) -> int:
+        return checkpoint.load_ends(dtype=torch.float32).vocab_size
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(load, range(64))) == [checkpoint.load_ends().vocab_size] * 64
