@@ -12,16 +12,15 @@ import random
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import trio
 from multiaddr import Multiaddr
 
-from swarmnode.errors import BadInput, PeerFault, PeerLost, PeerRefused, PeerUnreachable, ProtocolViolation
+from swarmnode.errors import BadInput, PeerFault, PeerLost, PeerRefused, PeerUnreachable
 from swarmnode.node.background import open_background
 from swarmnode.node.identity import Identity
-from swarmnode.protocols.peers import check_peer
 
 from .accepting import accept_for_ever
 from .addresses import Endpoint, listen_socket, listening_addrs, parse_addr
@@ -42,7 +41,9 @@ from .p2p import (
     KadDHT,
     PeerInfo,
     StreamFailure,
+    id_of,
     new_host,
+    peer_of,
     peer_routing,
 )
 from .pipe import open_pipe
@@ -77,17 +78,6 @@ _log = logging.getLogger("swarmnode.network")
 
 # There is no way to set it per object; ours ends first.
 peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0
-
-_id_of = lru_cache(maxsize=4096)(ID.from_base58)  # decoding takes longer than all else when a connection is looked up
-
-
-@lru_cache(maxsize=4096)
-def _peer_of(peer_id: ID) -> str | None:
-    """Its text form; None for a peer with another kind of key than ours."""
-    try:
-        return check_peer(peer_id.to_base58())
-    except ProtocolViolation:
-        return None
 
 
 async def _do_nothing(*_: object) -> None:
@@ -231,7 +221,7 @@ class _Libp2pNetwork:
 
     def _muxer(self, peer: str) -> Muxer | None:
         """The newest living connection to a peer."""
-        for connection in reversed(self._swarm.connections.get(_id_of(peer), ())):
+        for connection in reversed(self._swarm.connections.get(id_of(peer), ())):
             muxer: Muxer = connection.muxed_conn.muxer
             if not muxer.closed:
                 return muxer
@@ -333,7 +323,7 @@ class _Libp2pNetwork:
         """Whom a peer knows close to a key; None when it does not answer."""
         try:
             with trio.fail_after(QUERY_SECONDS):
-                found = await self._kademlia.peer_routing._query_peer_for_closest(_id_of(peer), key)
+                found = await self._kademlia.peer_routing._query_peer_for_closest(id_of(peer), key)
         except trio.TooSlowError:
             if not self._is_connected(peer):
                 self._note_silent(peer)
@@ -343,10 +333,10 @@ class _Libp2pNetwork:
             return None
         if not found and not self._is_connected(peer):
             return None  # that is how py-libp2p tells of a failure; who truly knows nobody is still connected
-        return {each for peer_id in found if (each := _peer_of(peer_id)) not in (None, self.peer)}
+        return {each for peer_id in found if (each := peer_of(peer_id)) not in (None, self.peer)}
 
     def _table(self) -> set[str]:
-        return {peer for each in self._kademlia.routing_table.get_peer_ids() if (peer := _peer_of(each)) is not None}
+        return {peer for each in self._kademlia.routing_table.get_peer_ids() if (peer := peer_of(each)) is not None}
 
     async def _reach_soon(self, peer: str) -> None:
         """Have a connection to a peer that did not disappoint us lately. Raises `PeerUnreachable`."""
@@ -368,11 +358,11 @@ class _Libp2pNetwork:
         self._forget(peer)
 
     def _forget(self, peer: str) -> None:
-        self._kademlia.routing_table.remove_peer(_id_of(peer))
+        self._kademlia.routing_table.remove_peer(id_of(peer))
         self._identified.pop(peer, None)
 
     async def _upkeep(self) -> None:
-        ours = _id_of(self.peer).to_bytes()
+        ours = id_of(self.peer).to_bytes()
         waits = iter(SETTLE_SECONDS)
         while True:
             wait = next(waits, UPKEEP_SECONDS)
@@ -411,7 +401,7 @@ class _Libp2pNetwork:
 
     def _known_addrs(self, peer: str) -> list[str]:
         try:
-            return [str(addr) for addr in self._host.get_peerstore().addrs(_id_of(peer))]
+            return [str(addr) for addr in self._host.get_peerstore().addrs(id_of(peer))]
         except Exception:  # noqa: BLE001 - it has an error class of its own for each way of not knowing
             return []
 

@@ -31,6 +31,9 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
 
+from swarmnode.errors import ProtocolViolation
+from swarmnode.protocols.peers import check_peer
+
 __all__ = [
     "ID",
     "KADEMLIA",
@@ -57,7 +60,9 @@ __all__ = [
     "Swarm",
     "create_new_key_pair",
     "create_noise_key_pair",
+    "id_of",
     "new_host",
+    "peer_of",
     "peer_routing",
 ]
 
@@ -83,3 +88,14 @@ async def _stays(bucket: routing_table.KBucket, peer_id: ID) -> bool:
 
 
 routing_table.KBucket._ping_peer = _stays
+
+id_of = lru_cache(maxsize=4096)(ID.from_base58)  # decoding takes longer than all else when a connection is looked up
+
+
+@lru_cache(maxsize=4096)
+def peer_of(peer_id: ID) -> str | None:
+    """Its text form; None for a peer with another kind of key than ours."""
+    try:
+        return check_peer(peer_id.to_base58())
+    except ProtocolViolation:
+        return None
