@@ -52,9 +52,11 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     os.environ.update(environ)  # before torch is imported here: this process computes under the servers' rules
     sizes = [int(size) for size in asked.servers.split(",")]
     with tempfile.TemporaryDirectory(prefix="swarmnode-bench-") as folder:
-        own = {**environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
-        swarms = [(begin_bootstrap(own), make_servers(size, main)) for size in sizes]
-        return trio.run(partial(_measure, asked, swarms, own))
+        own = {**environ, "XDG_CONFIG_HOME": folder}
+        # A bootstrap node keeps its key, and so one home each.
+        homes = [{**own, "XDG_STATE_HOME": f"{folder}/{size}"} for size in sizes]
+        swarms = [(begin_bootstrap(home), make_servers(size, main)) for home, size in zip(homes, sizes, strict=True)]
+        return trio.run(partial(_measure, asked, swarms, {**own, "XDG_STATE_HOME": folder}))
 
 
 async def _measure(
