@@ -20,6 +20,7 @@ import trio
 
 from swarmnode.models.bundled import BUNDLED_NAME
 from swarmnode.models.settings import Sampling
+from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.node.cli.main import main
 from swarmnode.node.demo import begin_bootstrap, equal_shares, make_servers, process_environment, serve_shares
 from swarmnode.node.library import Model, open_node
@@ -48,8 +49,8 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     parser.add_argument("--prefill-tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args(argv)
+    set_up_libraries(debug=False)  # this process computes under the rules of every command, so plain transformers does
     environ = process_environment(os.environ)
-    os.environ.update(environ)  # before torch is imported here: this process computes under the servers' rules
     sizes = [int(size) for size in asked.servers.split(",")]
     with tempfile.TemporaryDirectory(prefix="swarmnode-bench-") as folder:
         own = {**environ, "XDG_CONFIG_HOME": folder}
@@ -62,6 +63,8 @@ def run(argv: Sequence[str]) -> dict[str, object]:
 async def _measure(
     asked: argparse.Namespace, swarms: Sequence[tuple[OwnProcess, list[OwnProcess]]], environ: dict[str, str]
 ) -> dict[str, object]:
+    import torch
+
     from swarmnode.models.checkpoint import open_checkpoint
 
     checkpoint = await trio.to_thread.run_sync(open_checkpoint, asked.model)
@@ -89,7 +92,7 @@ async def _measure(
     return {
         "model": asked.model,
         "dtype": "float32",
-        "threads": environ["OMP_NUM_THREADS"],
+        "threads": torch.get_num_threads(),
         "prompt_tokens": asked.prompt_tokens,
         "new_tokens": asked.new_tokens,
         "prefill_tokens": asked.prefill_tokens,
