@@ -67,9 +67,9 @@ class Program:
             try:
                 event = self._queue.get(timeout=seconds)
             except queue.Empty:
-                raise AssertionError(self._story(f"said nothing for {seconds} s, wanted {name!r}")) from None
+                raise AssertionError(self.story(f"said nothing for {seconds} s, wanted {name!r}")) from None
             if event is None:
-                raise AssertionError(self._story(f"ended before {name!r}"))
+                raise AssertionError(self.story(f"ended before {name!r}"))
             self.events.append(event)
             if event.get("event") == name:
                 return event
@@ -79,7 +79,7 @@ class Program:
         while not self._queue.empty():
             event = self._queue.get()
             if event is None:
-                raise AssertionError(self._story("ended"))
+                raise AssertionError(self.story("ended"))
             self.events.append(event)
         newest = next((event for event in reversed(self.events) if event.get("event") == name), None)
         while newest is None or not holds(newest):
@@ -133,7 +133,8 @@ class Program:
         assert self.process.stderr is not None
         self._stderr.extend(self.process.stderr)
 
-    def _story(self, what: str) -> str:
+    def story(self, what: str) -> str:
+        """What happened to it, with its last words, for a failing test."""
         return f"swarmnode {' '.join(self.args)} {what}; events {self.events[-5:]}; stderr:\n{self.log[-3000:]}"
 
 
@@ -171,4 +172,10 @@ def swarm(model: str | None, spans: Sequence[tuple[int, int]]) -> Iterator[tuple
         servers = [stack.enter_context(serve(address, model, span)) for span in spans]
         for server in servers:
             server.wait_for("ready")
-        yield address, servers
+        try:
+            yield address, servers
+        except BaseException as error:
+            for program in (boot, *servers):
+                if (code := program.process.poll()) is not None:
+                    error.add_note(program.story(f"had ended with {code}"))
+            raise
