@@ -309,8 +309,9 @@ def _unrotated(scales: torch.Tensor, codes: torch.Tensor, cols: int) -> torch.Te
     """The other way round; `codes` in units of their scale."""
     pieces, at = [], 0
     for index, (_, columns, points) in enumerate(_runs(cols)):
-        turned = codes[:, at : at + points] * scales[:, index : index + 1]
-        pieces.append((_butterfly(turned) * (1.0 / points))[:, :columns])
+        # Divided by the points (a power of two, so exactly) first: afterwards the sums could overflow.
+        turned = codes[:, at : at + points] * (scales[:, index : index + 1] * (1.0 / points))
+        pieces.append(_butterfly(turned)[:, :columns])
         at += points
     return torch.cat(pieces, dim=1)
 
