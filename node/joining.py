@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from swarmnode.errors import NoPeers, PeerFault
+from swarmnode.errors import NoPeers, PeerFault, PeerRefused
 
 from .background import together
 from .defaults import JOIN_SECONDS, NEIGHBOUR_SECONDS, REJOIN_SECONDS
@@ -23,15 +23,20 @@ async def join_swarm(network: Network, addrs: Sequence[str]) -> None:
 
     Raises:
         NoPeers: none answers; the message says which were tried.
+        PeerRefused: none is left but one that answers no, and says why.
         BadInput: an address is none.
     """
     reasons: list[str] = []
+    refusals: list[PeerRefused] = []
     reached = 0
 
     async def connect(addr: str, scope: trio.CancelScope) -> None:
         nonlocal reached
         try:
             await network.connect(addr)
+        except PeerRefused as refusal:
+            refusals.append(refusal)
+            return
         except PeerFault as error:
             reasons.append(error.message)
             return
@@ -41,6 +46,8 @@ async def join_swarm(network: Network, addrs: Sequence[str]) -> None:
 
     with trio.move_on_after(JOIN_SECONDS) as scope:
         await together(*(partial(connect, addr, scope) for addr in addrs))
+    if not reached and refusals:
+        raise refusals[0]
     if not reached:
         shown = ", ".join(addrs[:MAX_SHOWN]) + (f" and {len(addrs) - MAX_SHOWN} more" if len(addrs) > MAX_SHOWN else "")
         raise NoPeers(

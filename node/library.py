@@ -17,12 +17,14 @@ import trio
 from swarmnode.errors import BadInput
 from swarmnode.models.progress import Progress
 from swarmnode.protocols.records import ModelId
+from swarmnode.protocols.swarm_key import SwarmKey
 
 from .background import open_background
 from .defaults import DEFAULT_LISTEN
 from .discovery.directory import Directory
 from .identity import Identity, create_identity, load_identity
 from .joining import join_swarm, stay_joined, wait_for_neighbours
+from .membership import load_swarm_key, read_guests
 from .net.network import Network
 from .routes import Hop, Route
 from .status import SwarmStatus, look_round
@@ -222,6 +224,9 @@ async def open_node(
     listen: Sequence[str] = DEFAULT_LISTEN,
     identity: Identity | Path | None = None,
     mdns: bool = False,
+    swarm_key: SwarmKey | Path | None = None,
+    allow_peers: Sequence[str] = (),
+    deny_peers: Sequence[str] = (),
     network: Network | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[Node]:
@@ -232,19 +237,27 @@ async def open_node(
         listen: multiaddrs to listen on; empty for a node that only asks.
         identity: our key, or the file it is in, made when missing; None makes a new key for this run.
         mdns: find peers on the local network, and be found.
+        swarm_key: a private swarm's key, or the file it is in: connections are only had with peers that prove to hold
+            it, too.
+        allow_peers, deny_peers: peer ids, or files with one to a line: whom to have connections with. With none allowed
+            it is everybody; who is denied stays out in any case.
         network: a network of your own making instead, such as one peer of `swarmnode.testing`.
         progress: told how far downloads and loads have come, from other threads.
 
     Raises:
         NoPeers: none of `join` answers.
+        PeerRefused: one answers, but its swarm is private and we lack its key.
         BadInput, BadIdentity, PortInUse: an argument, as its name says.
     """
     async with AsyncExitStack() as stack:
         if network is None:
+            from .net.gate import Gate
             from .net.host import open_host
 
-            key = load_identity(identity) if isinstance(identity, Path) else identity or create_identity()
-            network = await stack.enter_async_context(open_host(key, listen=listen, mdns=mdns))
+            own = load_identity(identity) if isinstance(identity, Path) else identity or create_identity()
+            key = load_swarm_key(swarm_key) if isinstance(swarm_key, Path) else swarm_key
+            gate = Gate(own.peer, key, read_guests(allow_peers, deny_peers))
+            network = await stack.enter_async_context(open_host(own, listen=listen, mdns=mdns, gate=gate))
         torch_thread = await stack.enter_async_context(open_torch_thread())
         background = await stack.enter_async_context(open_background())
         if join:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["INFO", "RECORDS", "SESSION", "SPOKEN", "ModelId"]
+__all__ = ["GATE", "INFO", "RECORDS", "SESSION", "SPOKEN", "ModelId"]
 
 SESSION = "/swarmnode/session/1"
 """Hidden states through a chain of servers: `messages.py`."""
@@ -14,6 +14,9 @@ RECORDS = "/swarmnode/records/1"
 
 INFO = "/swarmnode/info/1"
 """Ask a server for its own record: `directory.py`."""
+
+GATE = "/swarmnode/gate/1"
+"""Prove to hold the private swarm's key, before anything else: `gate.py`. No part of what a record lists."""
 
 SPOKEN = (SESSION, RECORDS, INFO)
 

@@ -62,3 +62,12 @@ MAX_RECORDS_PER_MESSAGE = MAX_RECORDS_PER_KEY
 MAX_DIRECTORY_BODY_BYTES = MAX_RECORDS_PER_MESSAGE * MAX_RECORD_BYTES
 MAX_ANNOUNCED_RECORDS = 32  # so many verdicts fit one header, even in a script of four bytes to a character
 MAX_VERDICT_CHARS = 80
+
+# Private swarms ------------------------------------------------------------------------------------------------------
+
+SWARM_KEY_BYTES = 32
+MAX_KEY_FILE_BYTES = 1024  # a header line and a line of hex digits need 87
+NONCE_BYTES = 32  # random: two are never alike
+PROOF_BYTES = 32  # an HMAC with SHA-256
+EXPORTED_BYTES = 32
+MAX_GATE_BYTES = 1024  # what one peer may say at the gate; the longest exchange needs 200

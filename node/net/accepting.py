@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from swarmnode.errors import PeerRefused
+
 from .wire import Wire, WireLost
 
 __all__ = ["accept_for_ever", "connect_wire"]
@@ -26,7 +28,7 @@ _log = logging.getLogger("swarmnode.network")
 
 
 async def accept_for_ever(listener: socket.socket, welcome: Callable[[Wire], Awaitable[None]]) -> None:
-    """Run `welcome` for each connection in a task of its own, which ends with the handshake; it raises `WireLost`."""
+    """Run `welcome` for each connection in a task of its own, which ends with the handshake."""
     handshakes: dict[trio.CancelScope, None] = {}
 
     async def greet(wire: Wire, scope: trio.CancelScope) -> None:
@@ -35,7 +37,7 @@ async def accept_for_ever(listener: socket.socket, welcome: Callable[[Wire], Awa
             with scope:
                 await welcome(wire)
                 welcomed = True
-        except WireLost as error:
+        except (WireLost, PeerRefused) as error:
             _log.debug("an inbound connection was not taken: %s", error)
         finally:
             handshakes.pop(scope, None)

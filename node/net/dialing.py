@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from swarmnode.errors import PeerUnreachable
+from swarmnode.errors import PeerRefused, PeerUnreachable
 
 from .addresses import Endpoint, dialable
 from .wire import WireLost
@@ -30,6 +30,7 @@ class _Dial:
     endpoints: tuple[Endpoint, ...]
     done: trio.Event = field(default_factory=trio.Event)
     why: str = ""
+    refusal: PeerRefused | None = None
 
 
 class Dialler:
@@ -39,7 +40,7 @@ class Dialler:
         peer: our own peer id.
         nursery: where attempts run; they outlive a caller that is cancelled.
         connected: whether there is a connection to a peer.
-        dial: connect to a peer at one endpoint. Raises `OSError`, `WireLost`.
+        dial: connect to a peer at one endpoint. Raises `OSError`, `WireLost`, `PeerRefused`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Dialler:
         self._under_way: dict[str, _Dial] = {}
 
     async def reach(self, peer: str, addrs: Iterable[str]) -> None:
-        """Have a connection to a peer. Raises `PeerUnreachable`."""
+        """Have a connection to a peer. Raises `PeerUnreachable`, `PeerRefused`."""
         endpoints = tuple(dialable(addrs, peer))
         why = "no address of it is known"
         tried: set[Endpoint] = set()
@@ -72,6 +73,8 @@ class Dialler:
                 self._nursery.start_soon(self._run, peer, dial)
             await dial.done.wait()
             why = dial.why or why
+            if (refusal := dial.refusal) is not None and not self._connected(peer):
+                raise PeerRefused(refusal.message, hint=refusal.hint, peer=peer)
             tried.update(dial.endpoints)
         raise PeerUnreachable(
             f"{peer} cannot be reached: {why}.",
@@ -97,6 +100,9 @@ class Dialler:
                     await self._dial(peer, endpoint)
                 except (OSError, WireLost) as error:
                     dial.why = str(getattr(error, "strerror", None) or error)
+                    failed.set()
+                except PeerRefused as refusal:
+                    dial.refusal = refusal
                     failed.set()
                 else:
                     nursery.cancel_scope.cancel()

@@ -1,7 +1,6 @@
 """The network over py-libp2p: its host, tamed. Foreign exceptions end here and come out as ours.
 
-py-libp2p's host, swarm, peer store, identify and Kademlia routing, over a transport of ours that is plugged in below
-(`transport.py`: TCP, py-libp2p's Noise, our yamux). What is worked round is said where it is.
+What is worked round of its host, swarm, peer store, identify and Kademlia routing is said where it is.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ from multiaddr import Multiaddr
 from swarmnode.errors import BadInput, PeerFault, PeerLost, PeerRefused, PeerUnreachable
 from swarmnode.node.background import open_background
 from swarmnode.node.identity import Identity
+from swarmnode.protocols.ids import GATE
 
 from .accepting import accept_for_ever
 from .addresses import Endpoint, listen_socket, listening_addrs, parse_addr
 from .answer import answer
 from .dialing import Dialler
+from .gate import Gate
 from .lan import stay_on_lan
 from .lookup import look_up
 from .metric import closest
@@ -76,8 +77,7 @@ MAX_QUESTIONS = 64
 
 _log = logging.getLogger("swarmnode.network")
 
-# There is no way to set it per object; ours ends first.
-peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0
+peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0  # there is no way to set it per object; ours ends first
 
 
 async def _do_nothing(*_: object) -> None:
@@ -91,9 +91,10 @@ class _Libp2pNetwork:
         questions: how many questions of other peers' look-ups were answered.
     """
 
-    def __init__(self, identity: Identity, addrs: Sequence[str], nursery: trio.Nursery) -> None:
+    def __init__(self, identity: Identity, addrs: Sequence[str], nursery: trio.Nursery, gate: Gate) -> None:
         self._identity = identity
         self._nursery = nursery
+        self._gate = gate
         self._addrs = tuple(f"{addr}/p2p/{identity.peer}" for addr in addrs)
         self._handlers: dict[str, StreamHandler] = {}
         self._transport = Tcp(identity)
@@ -136,6 +137,8 @@ class _Libp2pNetwork:
         self._silent_until: dict[str, float] = {}
         self._identified: dict[str, trio.Event] = {}
         self._joined = trio.Event()
+        if not gate.has_key:
+            self.handle(GATE, gate.answer)
 
     async def run(self, listeners: Sequence[socket.socket], running: trio.Event) -> None:
         """Run py-libp2p's host, accept connections and keep the routing table, for ever."""
@@ -182,6 +185,9 @@ class _Libp2pNetwork:
         await self._dialler.reach(peer, [addr])
         with trio.move_on_after(IDENTIFY_SECONDS):
             await self._identified_event(peer).wait()
+        if not self._is_connected(peer):
+            self._forget(peer)
+            raise self._gate.turned_away(peer) or PeerUnreachable(f"{peer} closed the connection at once.", peer=peer)
         self._joined.set()
         return peer
 
@@ -231,10 +237,12 @@ class _Libp2pNetwork:
         await self._add(await self._transport.upgrade(wire, None), "inbound")
 
     async def _dial_endpoint(self, peer: str, endpoint: Endpoint) -> None:
+        self._gate.check(peer)
         await self._add(await self._transport.dial(Multiaddr(f"{endpoint}/p2p/{peer}")), "outbound")
 
     async def _add(self, connection: Connection, direction: str) -> None:
-        await hand_over(connection, self._swarm, direction)
+        self._nursery.start_soon(connection.run)
+        await hand_over(connection, self._swarm, direction, self._gate)
         self._nursery.start_soon(self._watch, connection.muxer)
 
     async def _dial_peer(self, peer_id: ID) -> list[Any]:
@@ -305,8 +313,7 @@ class _Libp2pNetwork:
             stream.drop()
 
     def _to_ourselves(self, protocol: str) -> Stream:
-        handler = self._handlers.get(protocol)
-        if handler is None:
+        if (handler := self._handlers.get(protocol)) is None:
             raise PeerRefused(f"This node does not answer {protocol} itself.", peer=self.peer)
         here, there = open_pipe(self.peer, self.peer)
         self._nursery.start_soon(partial(answer, protocol, handler, there))
@@ -347,7 +354,7 @@ class _Libp2pNetwork:
         try:
             with trio.fail_after(QUERY_SECONDS):
                 await self._dialler.reach(peer, self._known_addrs(peer))
-        except (PeerUnreachable, trio.TooSlowError) as error:
+        except (PeerUnreachable, PeerRefused, trio.TooSlowError) as error:
             self._note_silent(peer)
             raise PeerUnreachable(f"{peer} cannot be reached.", peer=peer) from error
 
@@ -411,10 +418,12 @@ class _Libp2pNetwork:
 
 
 @asynccontextmanager
-async def open_host(identity: Identity, *, listen: Sequence[str], mdns: bool = False) -> AsyncIterator[Network]:
+async def open_host(
+    identity: Identity, *, listen: Sequence[str], mdns: bool = False, gate: Gate | None = None
+) -> AsyncIterator[Network]:
     """A libp2p peer that listens on these multiaddrs, none is fine too; leaving the block closes everything at once.
 
-    With `mdns` it finds the peers of the local network and lets itself be found.
+    With `mdns` it is found on the local network and looks for others. Without a `gate` everybody may come.
 
     Raises:
         PortInUse: somebody else listens there.
@@ -426,7 +435,7 @@ async def open_host(identity: Identity, *, listen: Sequence[str], mdns: bool = F
             listeners.append(listen_socket(addr))  # noqa: PERF401 - those before a failing one must be closed
         async with open_background() as nursery:
             addrs = [addr for listener in listeners for addr in listening_addrs(listener)]
-            network = _Libp2pNetwork(identity, addrs, nursery)
+            network = _Libp2pNetwork(identity, addrs, nursery, gate or Gate(identity.peer))
             running = trio.Event()
             nursery.start_soon(network.run, listeners, running)
             await running.wait()

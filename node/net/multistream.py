@@ -30,15 +30,15 @@ class Negotiable(Protocol):
         """Put back what was read too much."""
 
 
-async def choose(stream: Negotiable, protocol: str) -> None:
-    """Ask for a protocol.
+async def choose(stream: Negotiable, protocol: str, *, then: bytes = b"") -> None:
+    """Ask for a protocol; `then` is said in the same breath, for who speaks it.
 
     Raises:
         PeerRefused: the other end does not speak it.
         ProtocolViolation: it answers something else.
         PeerLost: the stream broke.
     """
-    await stream.send_all(_line(_GREETING) + _line(protocol))
+    await stream.send_all(_line(_GREETING) + _line(protocol) + then)
     lines = _Lines(stream)
     await _greeted(lines)
     answer = await lines.next()
@@ -54,19 +54,20 @@ async def choose(stream: Negotiable, protocol: str) -> None:
     raise ProtocolViolation(f"{stream.peer} answered a protocol it was not asked for.", peer=stream.peer)
 
 
-async def offer(stream: Negotiable, protocols: Container[str]) -> str:
+async def offer(stream: Negotiable, protocols: Container[str], *, max_wishes: int = MAX_WISHES) -> str:
     """Let the other end pick one of our protocols, and return it. Raises `ProtocolViolation`, `PeerLost`."""
     await stream.send_all(_line(_GREETING))
     lines = _Lines(stream)
     await _greeted(lines)
-    for _ in range(MAX_WISHES):
+    for wishes in range(1, max_wishes + 1):
         wish = await lines.next()
         if wish in protocols:
             lines.finish()
             await stream.send_all(_line(wish))
             return wish
-        await stream.send_all(_line(_NOT_SPOKEN))
-    raise ProtocolViolation(f"{stream.peer} asked for {MAX_WISHES} protocols that we do not speak.", peer=stream.peer)
+        if wishes < max_wishes:
+            await stream.send_all(_line(_NOT_SPOKEN))
+    raise ProtocolViolation(f"{stream.peer} asked for {max_wishes} protocols that we do not speak.", peer=stream.peer)
 
 
 async def _greeted(lines: _Lines) -> None:

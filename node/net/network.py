@@ -85,7 +85,10 @@ class Network(Protocol):
         """
 
     async def connect(self, addr: str) -> str:
-        """Dial a full multiaddr (`…/p2p/<peer>`) and return the peer id. Raises `PeerUnreachable`, `BadInput`."""
+        """Dial a full multiaddr (`…/p2p/<peer>`) and return the peer id.
+
+        Raises `PeerUnreachable`, `BadInput`, and `PeerRefused` when one of us does not want the other in its swarm.
+        """
 
     async def open_stream(self, peer: str, protocol: str, addrs: Sequence[str] = ()) -> Stream:
         """Open a stream, dialling first where there is no connection yet.

@@ -14,10 +14,12 @@ from multiaddr import Multiaddr
 from swarmnode.errors import BadInput, PeerFault, PeerLost
 from swarmnode.node.identity import Identity
 from swarmnode.protocols.peers import check_peer
+from swarmnode.protocols.swarm_key import exporter_from_handshake
 
 from .accepting import connect_wire
 from .addresses import parse_addr
 from .early import YAMUX, EarlyStream, Sealed
+from .gate import Gate
 from .multistream import choose, offer
 from .muxed import MuxedStream
 from .p2p import (
@@ -118,10 +120,17 @@ class _MuxedStream(IMuxedStream):  # type: ignore[misc]
 
 
 class Connection(IMuxedConn):  # type: ignore[misc]
-    """A connection of ours as py-libp2p's swarm wants it."""
+    """A connection of ours as py-libp2p's swarm wants it.
 
-    def __init__(self, peer: str, wire: Wire, sealed: Sealed, early: bytes, *, opened_by_us: bool) -> None:
+    Args:
+        secret: Noise's handshake hash: what no other connection has.
+    """
+
+    def __init__(
+        self, peer: str, wire: Wire, sealed: Sealed, early: bytes, secret: bytes, *, opened_by_us: bool
+    ) -> None:
         self.peer_id = ID.from_base58(peer)
+        self._secret = secret
         self.event_started = trio.Event()
         self.on_close: Callable[[], Awaitable[None]] | None = None
         self._wire = wire
@@ -140,9 +149,21 @@ class Connection(IMuxedConn):  # type: ignore[misc]
     def is_closed(self) -> bool:
         return self.muxer.closed
 
+    @property
+    def peer(self) -> str:
+        return self.muxer.peer
+
+    def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
+        """Bytes that both ends of this connection can make and nobody else."""
+        return exporter_from_handshake(self._secret, label, context, length)
+
     async def start(self) -> None:
-        """Carry the streams until the end. The swarm runs this: what it raises would take the node down."""
+        """What the swarm runs. The streams are carried already, since the gate needs one."""
         self.event_started.set()
+        await self.muxer.ended.wait()
+
+    async def run(self) -> None:
+        """Carry the streams until the end. Never raises but when cancelled."""
         try:
             await self.muxer.run()
         except Exception:  # noqa: BLE001 - the outermost edge of the connection's task
@@ -244,11 +265,20 @@ class Tcp(ITransport):  # type: ignore[misc]
         except Exception as error:
             # foreign code fed by a stranger: it may raise anything
             raise WireLost(f"the handshake failed ({type(error).__name__})") from error
-        return Connection(peer, wire, sealed, stream.rest(), opened_by_us=expected is not None)
+        secret = state.get_handshake_hash()
+        return Connection(peer, wire, sealed, stream.rest(), secret, opened_by_us=expected is not None)
 
 
-async def hand_over(connection: Connection, swarm: Swarm, direction: str) -> None:
-    """Give py-libp2p's swarm a connection, past its inbound limit, which never frees a slot. Raises `WireLost`."""
+async def hand_over(connection: Connection, swarm: Swarm, direction: str, gate: Gate) -> None:
+    """Give py-libp2p's swarm a connection that passes the gate. Raises `WireLost`, `PeerRefused`.
+
+    It goes past the swarm's own inbound limit, which never frees a slot.
+    """
+    try:
+        await gate.admit(connection, opened_by_us=direction == "outbound")
+    except BaseException:
+        connection.muxer.close(say=True)
+        raise
     everyone = swarm.get_connections()
     try:
         if connection.peer_id == swarm.get_peer_id():
