@@ -56,7 +56,7 @@ def _from_flag_or_environment(flag: Flag, given: Given, environ: Mapping[str, st
     if isinstance(found, bool):
         return found
     if found is not None:
-        return _joined(flag, [flag.read_text(text, f"--{flag.name}") for text in found])
+        return _joined(flag, [flag.read_text(text, flag.spelled) for text in found])
     if environ.get(flag.env):  # set but empty counts as not set
         return flag.read_text(environ[flag.env], flag.env)
     return None

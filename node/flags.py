@@ -12,7 +12,20 @@ from typing import Any, Final, Literal, TypeAlias
 
 from swarmnode.errors import BadInput
 
-__all__ = ["ENV_PREFIX", "Flag", "Value", "choice", "count", "file", "number", "switch", "text", "texts", "words"]
+__all__ = [
+    "ENV_PREFIX",
+    "Flag",
+    "Value",
+    "choice",
+    "count",
+    "file",
+    "number",
+    "one_of",
+    "switch",
+    "text",
+    "texts",
+    "words",
+]
 
 ENV_PREFIX: Final = "SWARMNODE_"
 
@@ -58,6 +71,11 @@ class Flag:
     @property
     def env(self) -> str:
         return ENV_PREFIX + self.field.upper()
+
+    @property
+    def spelled(self) -> str:
+        """As it stands on the command line, which for what is never a flag there is the name alone."""
+        return self.name if set(self.positional) == set(self.commands) else f"--{self.name}"
 
     @property
     def takes_many(self) -> bool:
@@ -149,8 +167,8 @@ def text(commands: tuple[str, ...], help: str, *, metavar: str, positional: tupl
     return _row(Flag("text", commands, help, metavar=metavar, positional=positional))
 
 
-def file(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
-    return _row(Flag("file", commands, help, metavar=metavar))
+def file(commands: tuple[str, ...], help: str, *, metavar: str, positional: tuple[str, ...] = ()) -> Any:
+    return _row(Flag("file", commands, help, metavar=metavar, positional=positional))
 
 
 def words(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
@@ -168,6 +186,11 @@ def switch(commands: tuple[str, ...], help: str, *, short: str = "") -> Any:
 def choice(commands: tuple[str, ...], help: str, choices: tuple[str, ...]) -> Any:
     """The first choice is the default."""
     return _row(Flag("choice", commands, help, default=choices[0], choices=choices))
+
+
+def one_of(commands: tuple[str, ...], help: str, choices: tuple[str, ...]) -> Any:
+    """A word that stands behind the command itself; nobody chooses for who leaves it out."""
+    return _row(Flag("choice", commands, help, choices=choices, positional=commands))
 
 
 def count(

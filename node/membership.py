@@ -29,6 +29,7 @@ def create_swarm_key(path: Path) -> None:
     """Put a new key at `path`, mode 0600, whole or not at all. Raises `BadInput`, also when a file is there."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:

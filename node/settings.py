@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from .flags import Flag, choice, count, file, number, switch, text, texts, words
+from .flags import Flag, choice, count, file, number, one_of, switch, text, texts, words
 
 __all__ = ["COMMANDS", "FLAGS", "SWARM_COMMANDS", "Settings", "flags_of"]
 
@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "be the peer that others find the swarm through",
     "status": "what the swarm serves: models, blocks, gaps, rates",
     "models": "the model families that can be cut into blocks",
+    "swarm-key": "make the key of a private swarm",
     "demo": "a whole swarm on this machine, a real small model, one answer",
 }
 
@@ -66,6 +67,19 @@ class Settings:
         SWARM_COMMANDS, "key file, created when missing; who only asks gets a fresh key each time", metavar="FILE"
     )
     no_mdns: bool = switch(SWARM_COMMANDS, "do not look for peers on the local network")
+    verb: str | None = one_of(("swarm-key",), "new makes a key", ("new",))
+    swarm_key: Path | None = file(  # noqa: RUF009 - makes a dataclass field
+        (*SWARM_COMMANDS, "swarm-key"),
+        "key file of a private swarm: only who holds the same key gets a connection",
+        positional=("swarm-key",),
+        metavar="FILE",
+    )
+    allow_peer: tuple[str, ...] = words(
+        SWARM_COMMANDS, "a peer to have connections with, or a file of peer ids; then with no others", metavar="PEER"
+    )
+    deny_peer: tuple[str, ...] = words(
+        SWARM_COMMANDS, "a peer to have no connections with, or a file of peer ids", metavar="PEER"
+    )
     public_name: str | None = text(("serve",), "a name to show beside this server", metavar="NAME")
 
     # this machine

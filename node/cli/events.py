@@ -28,6 +28,7 @@ __all__ = [
     "Route",
     "ServerStatus",
     "Status",
+    "SwarmKey",
     "Token",
     "json_line",
 ]
@@ -204,6 +205,14 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
+class SwarmKey:
+    """The key of a private swarm has been made."""
+
+    event: ClassVar[str] = "swarm_key"
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """Why the command ended; the last line. `code` is stable, the words are not."""
 
@@ -213,7 +222,9 @@ class Failed:
     hint: str
 
 
-Event = Listening | Joined | Progress | Ready | Load | Process | Route | Token | Done | Status | Models | Failed
+Event = (
+    Listening | Joined | Progress | Ready | Load | Process | Route | Token | Done | Status | Models | SwarmKey | Failed
+)
 
 EVENTS: Final[tuple[type[Event], ...]] = (
     Listening,
@@ -227,6 +238,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     Done,
     Status,
     Models,
+    SwarmKey,
     Failed,
 )
 

@@ -51,7 +51,7 @@ def _main(arguments: list[str]) -> int:
             voice = _voice(json=settings.json, quiet=settings.quiet)
             if settings.command in NODE_COMMANDS:
                 interrupts.term_code = 0
-            command = import_module(f".{settings.command}", __package__)
+            command = import_module(f".{settings.command.replace('-', '_')}", __package__)
             command.run(Call(settings, voice, interrupts))
             return 0
         except Interrupted:

@@ -20,6 +20,7 @@ from .events import (
     Ready,
     Route,
     Status,
+    SwarmKey,
     Token,
 )
 from .paint import Paint, harmless
@@ -90,7 +91,7 @@ class PeopleVoice:
         if self._mid_line:
             self._out("\n")
 
-    def _story(self, event: Listening | Joined | Ready | Process | Route) -> str:
+    def _story(self, event: Listening | Joined | Ready | Process | Route | SwarmKey) -> str:
         match event:
             case Listening(peer_id=peer_id, addrs=addrs):
                 return "\n".join([f"I am {peer_id}, listening on", *(f"  {addr}" for addr in addrs)])
@@ -100,6 +101,8 @@ class PeopleVoice:
                 whole = f"blocks {start}:{end} of {event.num_blocks}"
                 how = f"{event.dtype} on {event.device}, cache for {event.cache_tokens} tokens"
                 return f"{self._paint('green', 'ready')}: {model.name}, {whole} ({how})"
+            case SwarmKey(file=file):
+                return f"made {file}, which only you can read"
             case Process(name=name, pid=pid, blocks=blocks):
                 return f"{name}: process {pid}" + (f", blocks {blocks[0]}:{blocks[1]}" if blocks else "")
             case Route(hops=hops):

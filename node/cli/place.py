@@ -51,6 +51,9 @@ async def open_standing_node(
             listen=settings.listen or listen,
             identity=own,
             mdns=_uses_mdns(call),
+            swarm_key=settings.swarm_key,
+            allow_peers=settings.allow_peer,
+            deny_peers=settings.deny_peer,
             progress=call.progress,
         ) as node:
             call.voice.say(Listening(peer_id=node.peer_id, addrs=tuple(node.addrs)))
@@ -70,6 +73,9 @@ async def open_asking_node(call: Call) -> AsyncIterator[Node]:
             listen=settings.listen,
             identity=own,
             mdns=_uses_mdns(call),
+            swarm_key=settings.swarm_key,
+            allow_peers=settings.allow_peer,
+            deny_peers=settings.deny_peer,
             progress=call.progress,
         ) as node:
             yield node

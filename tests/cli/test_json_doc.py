@@ -65,7 +65,7 @@ def test_every_event_has_a_name_of_its_own_and_is_exported() -> None:
 
 
 def test_every_command_is_listed() -> None:
-    listed = re.findall(r"^\| `(\w+)` \| `", PAGE, re.MULTILINE)
+    listed = re.findall(r"^\| `([\w-]+)` \| `", PAGE, re.MULTILINE)
     assert listed == list(COMMANDS)
 
 

@@ -27,7 +27,7 @@ def row(flag: Flag) -> str:
 
 def test_every_flag_has_its_row() -> None:
     listed = [line for line in PAGE.splitlines() if re.match(r"\| `--", line)]
-    assert listed == [row(flag) for flag in FLAGS]
+    assert listed == [row(flag) for flag in FLAGS if flag.spelled.startswith("--")]
 
 
 def test_every_error_code_is_explained() -> None:

@@ -30,7 +30,7 @@ TYPES: dict[str, tuple[object, ...]] = {
     "count": (int, int | None),
     "number": (float,),
     "switch": (bool,),
-    "choice": (str,),
+    "choice": (str, str | None),
     "words": (tuple[str, ...],),
     "texts": (tuple[str, ...],),
 }
@@ -81,7 +81,8 @@ def test_every_flag_is_read_from_the_command_line(command: str, flag: Flag) -> N
     if flag.kind == "switch":
         arguments = [f"--{flag.name}"]
     elif command in flag.positional:
-        arguments = [text]
+        before = [each for each in flags_of(command) if command in each.positional]
+        arguments = [sample(each)[0] for each in before[: before.index(flag)]] + [text]
     else:
         arguments = [f"--{flag.name}", text]
     if flag.name == "config":
