@@ -7,10 +7,11 @@ import re
 import pytest
 
 from support import golden
-from support.golden import BYTES_EXAMPLES, DIRECTORY_EXAMPLES, EXAMPLES, SESSION_EXAMPLES, BytesExample
+from support.golden import DIRECTORY_EXAMPLES, EXAMPLES, GATE_EXAMPLES, SESSION_EXAMPLES
 from support.said import only_frame
-from swarmnode.protocols import directory, limits, messages, store
+from swarmnode.protocols import directory, gate, limits, messages, store
 from swarmnode.protocols.records import open_record
+from swarmnode.protocols.swarm_key import read_key_file
 
 PAGE = golden.PAGE.read_text()
 GOLDEN = {path.stem: bytes.fromhex(path.read_text()) for path in sorted(golden.FOLDER.glob("*.hex"))}
@@ -21,10 +22,11 @@ def test_there_is_an_example_of_every_message() -> None:
     assert {type(example.message) for example in DIRECTORY_EXAMPLES} | {directory.Refused} == set(
         directory.DirectoryMessage.__args__
     )
+    assert {type(example.message) for example in GATE_EXAMPLES} == set(gate.GateMessage.__args__)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_what_is_written_is_golden(example: golden.SessionExample | golden.DirectoryExample | BytesExample) -> None:
+def test_what_is_written_is_golden(example: golden.Example) -> None:
     assert example.data.hex() == GOLDEN[example.name].hex()
 
 
@@ -40,6 +42,15 @@ def test_golden_bytes_of_the_directory_are_read(example: golden.DirectoryExample
     assert directory.parse(only_frame(GOLDEN[example.name])) == example.message
 
 
+@pytest.mark.parametrize("example", GATE_EXAMPLES, ids=lambda example: example.name)
+def test_golden_bytes_of_the_gate_are_read(example: golden.GateExample) -> None:
+    assert gate.parse(only_frame(GOLDEN[example.name])) == example.message
+
+
+def test_the_golden_swarm_key_is_read() -> None:
+    assert read_key_file(GOLDEN["swarm_key"]).secret == golden.SWARM_KEY.secret
+
+
 def test_the_golden_record_is_read() -> None:
     assert open_record(GOLDEN["record"]) == golden.RECORD
 
@@ -47,7 +58,7 @@ def test_the_golden_record_is_read() -> None:
 def test_the_page_shows_the_golden_bytes_and_no_others() -> None:
     shown = golden.page_examples(PAGE)
     assert shown == GOLDEN
-    assert set(shown) == {example.name for example in (*BYTES_EXAMPLES, *SESSION_EXAMPLES, *DIRECTORY_EXAMPLES)}
+    assert set(shown) == {example.name for example in EXAMPLES}
 
 
 def test_the_page_names_every_bound_with_its_value() -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from swarmnode.protocols import directory, messages
+from swarmnode.protocols import directory, gate, messages
 from swarmnode.protocols.directory import Announce, Announced, DirectoryMessage, Find, Found, GetInfo, Info, Verdict
 from swarmnode.protocols.frames import FrameReader
+from swarmnode.protocols.gate import Answer, GateMessage, Hello, Proof, Shut
 from swarmnode.protocols.ids import SPOKEN, ModelId
 from swarmnode.protocols.keys import INDEX_KEY, bucket_keys, home_key, model_key
 from swarmnode.protocols.messages import (
@@ -40,6 +41,9 @@ from swarmnode.protocols.messages import (
 )
 from swarmnode.protocols.peers import peer_from_public_key, peer_to_bytes
 from swarmnode.protocols.records import ServerRecord, sign_record
+from swarmnode.protocols.swarm_key import EXPORTER_CONTEXT as CONTEXT
+from swarmnode.protocols.swarm_key import EXPORTER_LABEL as LABEL
+from swarmnode.protocols.swarm_key import Binding, SwarmKey, exporter_from_handshake, key_file, prove
 from swarmnode.protocols.wire import unpack_map
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +84,16 @@ OUTPUT_BODY = STEP_BODY[16:]
 TRACE = (HopTrace(0, 10, 20, 900),)
 FULL_TRACE = (*TRACE, HopTrace(10, 30, 15, 1_800))
 
+SWARM_KEY = SwarmKey(bytes(range(64, 96)))
+HANDSHAKE_HASH = bytes(range(96, 128))
+BINDING = Binding(
+    dialler=PEER,
+    listener=OTHER_PEER,
+    dialler_nonce=bytes([0xD1]) * 32,
+    listener_nonce=bytes([0x15]) * 32,
+    exported=exporter_from_handshake(HANDSHAKE_HASH, LABEL, CONTEXT, 32),
+)
+
 
 @dataclass(frozen=True)
 class SessionExample:
@@ -102,6 +116,16 @@ class DirectoryExample:
     def data(self) -> bytes:
         head, body = directory.encode(self.message)
         return head + bytes(body)
+
+
+@dataclass(frozen=True)
+class GateExample:
+    name: str
+    message: GateMessage
+
+    @property
+    def data(self) -> bytes:
+        return gate.encode(self.message)
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,12 @@ DIRECTORY_EXAMPLES = (
     DirectoryExample("info", Info(RECORD_BYTES)),
     DirectoryExample("info_none", Info(None)),
 )
+GATE_EXAMPLES = (
+    GateExample("gate_hello", Hello(BINDING.dialler_nonce)),
+    GateExample("gate_answer", Answer(BINDING.listener_nonce, prove(SWARM_KEY, BINDING, "listener"))),
+    GateExample("gate_proof", Proof(prove(SWARM_KEY, BINDING, "dialler"))),
+    GateExample("gate_shut", Shut(gate.WRONG_KEY)),
+)
 BYTES_EXAMPLES = (
     BytesExample("peer_id", peer_to_bytes(PEER)),
     BytesExample("record", RECORD_BYTES),
@@ -161,12 +191,11 @@ BYTES_EXAMPLES = (
     BytesExample("key_bucket_1", bucket_keys(MODEL.name, 32, 64)[0]),
     BytesExample("key_index", INDEX_KEY),
     BytesExample("home", home_key(peer_to_bytes(PEER))),
+    BytesExample("swarm_key", key_file(SWARM_KEY)),
+    BytesExample("noise_exporter", BINDING.exported),
 )
-EXAMPLES: tuple[SessionExample | DirectoryExample | BytesExample, ...] = (
-    *BYTES_EXAMPLES,
-    *SESSION_EXAMPLES,
-    *DIRECTORY_EXAMPLES,
-)
+Example = SessionExample | DirectoryExample | GateExample | BytesExample
+EXAMPLES: tuple[Example, ...] = (*BYTES_EXAMPLES, *SESSION_EXAMPLES, *DIRECTORY_EXAMPLES, *GATE_EXAMPLES)
 
 
 def hex_lines(data: bytes) -> str:
@@ -191,7 +220,7 @@ def shown(value: object) -> str:
             return repr(value)
 
 
-def block(example: SessionExample | DirectoryExample | BytesExample) -> str:
+def block(example: Example) -> str:
     """The example as the page shows it."""
     lines = [f"#### `{example.name}`", ""]
     if example.name == "record":
