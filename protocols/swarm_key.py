@@ -56,14 +56,14 @@ def key_file(key: SwarmKey) -> bytes:
 
 def read_key_file(data: bytes) -> SwarmKey:
     """The key that a file holds. Raises `ValueError` saying what is wrong with it, as the end of a sentence."""
-    if not data.strip():
-        raise ValueError("it is empty")
     if len(data) > limits.MAX_KEY_FILE_BYTES:
         raise ValueError("it is too long for a key")
     try:
         lines = [line.strip() for line in data.decode("ascii").strip().splitlines()]
     except UnicodeDecodeError:
         raise ValueError("it is not plain text") from None
+    if not lines:
+        raise ValueError("it is empty")
     if lines[0].startswith("/key/swarm/psk/"):
         raise ValueError("it is the key of another libp2p program's private network, which works in another way")
     if lines[0] != _HEADER:
