@@ -36,20 +36,20 @@ def create_swarm_key(path: Path) -> None:
                 file.write(key_file(SwarmKey(secrets.token_bytes(limits.SWARM_KEY_BYTES))))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(draft, path)  # unlike a rename it never replaces
+            with suppress(FileExistsError):
+                os.link(draft, path)  # unlike a rename it never replaces
+                return
         finally:
-            with suppress(OSError):
-                os.unlink(draft)
-    except FileExistsError as error:
-        raise BadInput(
-            f"There is a file {path} already; a key is never overwritten.",
-            hint="Members of a running swarm hold it perhaps: name another file, or move that one away.",
-        ) from error
+            os.unlink(draft)
     except OSError as error:
         raise BadInput(
             f"The swarm key {path} cannot be created: {(error.strerror or 'unknown reason').lower()}.",
             hint="Name a file in a folder that you can write to.",
         ) from error
+    raise BadInput(
+        f"There is a file {path} already; a key is never overwritten.",
+        hint="Members of a running swarm hold it perhaps: name another file, or move that one away.",
+    )
 
 
 def load_swarm_key(path: Path) -> SwarmKey:

@@ -23,8 +23,9 @@ from swarmnode.node.identity import Identity
 from swarmnode.protocols.ids import GATE
 
 from .accepting import accept_for_ever
-from .addresses import Endpoint, listen_socket, listening_addrs, parse_addr
+from .addresses import Endpoint, listen_socket, listening_addrs, peer_at
 from .answer import answer
+from .circuits import Circuit, without_peer
 from .dialing import Dialler
 from .gate import Gate
 from .lan import stay_on_lan
@@ -52,7 +53,7 @@ from .transport import MAX_CONNECTIONS, Connection, Tcp, hand_over, net_stream_o
 from .wire import Wire, WireLost
 from .yamux import Muxer
 
-__all__ = ["open_host"]
+__all__ = ["Libp2pNetwork", "open_host"]
 
 NEGOTIATE_SECONDS = 4.0
 """A peer that has a connection to us and does not answer a new stream by then has gone."""
@@ -84,12 +85,8 @@ async def _do_nothing(*_: object) -> None:
     await trio.lowlevel.checkpoint()
 
 
-class _Libp2pNetwork:
-    """One peer's place in the libp2p network; a `swarmnode.node.net.network.Network`.
-
-    Attributes:
-        questions: how many questions of other peers' look-ups were answered.
-    """
+class Libp2pNetwork:
+    """One peer's place in the libp2p network; a `swarmnode.node.net.network.Network`."""
 
     def __init__(self, identity: Identity, addrs: Sequence[str], nursery: trio.Nursery, gate: Gate) -> None:
         self._identity = identity
@@ -133,7 +130,7 @@ class _Libp2pNetwork:
         self._kademlia._inbound_limiter = trio.CapacityLimiter(MAX_QUESTIONS)
         self._host.set_stream_handler(KADEMLIA, self._kademlia.handle_stream)
         self._dialler = Dialler(identity.peer, nursery, self._is_connected, self._dial_endpoint)
-        self.questions = 0
+        self.questions = 0  # of other peers' look-ups, answered here
         self._silent_until: dict[str, float] = {}
         self._identified: dict[str, trio.Event] = {}
         self._joined = trio.Event()
@@ -179,7 +176,7 @@ class _Libp2pNetwork:
         self._host.set_stream_handler(protocol, None)  # identify tells others from there what we speak
 
     async def connect(self, addr: str) -> str:
-        _, peer = parse_addr(addr)
+        peer = peer_at(addr)
         if peer is None:
             raise BadInput(f"{addr} does not name a peer.", hint="A full address ends in /p2p/ and the peer id.")
         await self._dialler.reach(peer, [addr])
@@ -236,7 +233,7 @@ class _Libp2pNetwork:
     async def _welcome(self, wire: Wire) -> None:
         await self._add(await self._transport.upgrade(wire, None), "inbound")
 
-    async def _dial_endpoint(self, peer: str, endpoint: Endpoint) -> None:
+    async def _dial_endpoint(self, peer: str, endpoint: Endpoint | Circuit) -> None:
         self._gate.check(peer)
         await self._add(await self._transport.dial(Multiaddr(f"{endpoint}/p2p/{peer}")), "outbound")
 
@@ -252,10 +249,12 @@ class _Libp2pNetwork:
         return list(self._swarm.get_connections(peer_id))
 
     async def _watch(self, muxer: Muxer) -> None:
-        """Forget a peer whose last connection broke without a good-bye."""
+        """Forget a peer whose last connection broke without a good-bye; any is asked anew who it is another time."""
         await muxer.ended.wait()
-        if not muxer.polite_end and not self._is_connected(muxer.peer):
-            self._forget(muxer.peer)
+        if not self._is_connected(muxer.peer):
+            self._identified.pop(muxer.peer, None)
+            if not muxer.polite_end:
+                self._forget(muxer.peer)
 
     # Streams.
 
@@ -413,17 +412,18 @@ class _Libp2pNetwork:
             return []
 
     def _plain_addrs(self, peer: str) -> tuple[str, ...]:
-        addrs = self._addrs if peer == self.peer else self._known_addrs(peer)
-        return tuple(dict.fromkeys(addr.partition("/p2p/")[0] for addr in addrs))
+        addrs = self.addrs if peer == self.peer else self._known_addrs(peer)
+        return tuple(dict.fromkeys(map(without_peer, addrs)))
 
 
 @asynccontextmanager
 async def open_host(
-    identity: Identity, *, listen: Sequence[str], mdns: bool = False, gate: Gate | None = None
+    identity: Identity, *, listen: Sequence[str], mdns: bool = False, gate: Gate | None = None, relays: bool = False
 ) -> AsyncIterator[Network]:
     """A libp2p peer that listens on these multiaddrs, none is fine too; leaving the block closes everything at once.
 
-    With `mdns` it is found on the local network and looks for others. Without a `gate` everybody may come.
+    With `mdns` it is found on the local network and looks for others. Without a `gate` everybody may come. With
+    `relays` others can be reached through it.
 
     Raises:
         PortInUse: somebody else listens there.
@@ -435,7 +435,9 @@ async def open_host(
             listeners.append(listen_socket(addr))  # noqa: PERF401 - those before a failing one must be closed
         async with open_background() as nursery:
             addrs = [addr for listener in listeners for addr in listening_addrs(listener)]
-            network = _Libp2pNetwork(identity, addrs, nursery, gate or Gate(identity.peer))
+            from .reaching import ReachingNetwork  # it is built on what stands here
+
+            network = ReachingNetwork(identity, addrs, nursery, gate or Gate(identity.peer), relays=relays)
             running = trio.Event()
             nursery.start_soon(network.run, listeners, running)
             await running.wait()
