@@ -1,0 +1,78 @@
+//! Every bound and timing of the transport, with its reason.
+
+use std::time::Duration;
+
+/// What all addresses of a node together take at a time. Below the file descriptor limit that systems start with,
+/// and at a few dozen KiB each a bound on memory.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// Connections from one peer at a time. Two are ordinary (both ends dial at once, a relayed one gives way to a direct
+/// one); the swarm above keeps four.
+pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
+
+/// Connections that are proved and wait to be accepted from above.
+pub const MAX_WAITING_CONNECTIONS: usize = 64;
+
+/// Unproved inbound connections at a time: some ten per millisecond of proving are well served.
+pub const MAX_HANDSHAKES: usize = 256;
+
+/// With so many handshakes under way, newcomers first show that their address is theirs (a stateless retry): a flood
+/// from forged addresses then takes no memory.
+pub const RETRY_ABOVE_HANDSHAKES: usize = 32;
+
+/// What proving who is who may take, both ways.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+
+/// Streams that one peer may have open over one connection.
+pub const MAX_STREAMS: u32 = 512;
+
+/// A connection says that it lives when it has been silent for so long: four times within [`IDLE_TIME`], so that one
+/// lost packet in a hundred ends none.
+pub const KEEP_ALIVE_TIME: Duration = Duration::from_millis(400);
+
+/// A peer from which nothing has come for so long is gone: under the two seconds in which a dead one is to be noticed.
+pub const IDLE_TIME: Duration = Duration::from_millis(1800);
+
+/// The round trip taken for granted before it is measured. The default of 333 ms makes the first packet's loss cost a
+/// second, which nobody who punches a hole can wait for; on longer paths it costs one packet sent twice.
+pub const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// What a stream may have under way or unread: 1 Gbit/s over 100 ms are 12.5 MB.
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// The same for all streams of a connection together, so that one stalled reader leaves room for others. It is also
+/// what a hostile peer can make us hold.
+pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+
+/// What we hold for the other end until it is acknowledged.
+pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
+
+/// What is sent before anything is known of the path. RFC 9002 says 14,720 bytes.
+pub const INITIAL_CWND_BYTES: u64 = 14_720;
+
+/// The largest datagram looked for. Larger ones hung or collapsed on loopback; it is Ethernet's less IPv6 and UDP.
+pub const MAX_UDP_PAYLOAD_BYTES: u16 = 1452;
+
+/// What the kernel is asked to hold for a socket in each direction; it takes what it allows.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Datagrams held in each direction of a connection: pings only, so a few.
+pub const DATAGRAM_BUFFER_BYTES: usize = 16 << 10;
+
+/// Pings of one connection that wait for their answer.
+pub const MAX_PINGS: usize = 16;
+
+/// One call hands the connection no more than this, so that its lock is free again soon for packets that come.
+pub const MAX_WRITE_BYTES: usize = 256 << 10;
+
+/// A datagram that opens a hole in a NAT carries so many random bytes (libp2p's DCUtR over QUIC).
+pub const PUNCH_BYTES: usize = 64;
+
+/// Longest time between two such datagrams; the specification wants 10 to 200 ms, at random.
+pub const PUNCH_PAUSE: std::ops::Range<u64> = 10..200;
+
+/// Longest run of punching that is done on one call.
+pub const MAX_PUNCH_TIME: Duration = Duration::from_secs(10);
+
+/// How long the last packets may take when a node closes.
+pub const CLOSE_TIME: Duration = Duration::from_millis(200);

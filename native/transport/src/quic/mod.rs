@@ -1,0 +1,10 @@
+//! QUIC: quinn's endpoints, connections and streams, with libp2p's TLS.
+
+mod config;
+mod connection;
+mod endpoint;
+mod stream;
+
+pub use connection::Connection;
+pub(crate) use endpoint::{Endpoint, Setup, punch};
+pub use stream::Stream;

@@ -1,0 +1,151 @@
+//! Two nodes over real sockets: streams, their ends, who is who. No Python.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::future::{Future, poll_fn};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use swarmnode_transport::{Connection, Error, Node, Stream};
+
+/// Runs a future on this thread, which is not the node's: the way in which Python polls.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+fn node(seed: u8) -> (Node, SocketAddr) {
+    let node = Node::new([seed; 32]).unwrap();
+    let addr = node.listen(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+    (node, addr)
+}
+
+struct Pair {
+    one: Connection,
+    two: Connection,
+    _nodes: [Node; 2],
+}
+
+fn pair() -> Pair {
+    let ((here, _), (there, addr)) = (node(1), node(2));
+    let one = block_on(here.dial(addr, there.peer())).unwrap();
+    let two = block_on(there.accept()).unwrap();
+    Pair { one, two, _nodes: [here, there] }
+}
+
+async fn write_all(stream: &Stream, mut data: &[u8]) -> Result<(), Error> {
+    while !data.is_empty() {
+        let written = poll_fn(|cx| stream.poll_write(cx, data)).await?;
+        data = &data[written..];
+    }
+    Ok(())
+}
+
+async fn read_to_end(stream: &Stream) -> Result<Vec<u8>, Error> {
+    let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        match poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await? {
+            0 => return Ok(all),
+            read => all.extend_from_slice(&buffer[..read]),
+        }
+    }
+}
+
+#[test]
+fn echoes_with_half_close_both_ways() {
+    let pair = pair();
+    assert!(pair.one.opened_by_us() && !pair.two.opened_by_us());
+    assert_eq!(pair.one.exporter(b"label", b"", 32), pair.two.exporter(b"label", b"", 32));
+    assert_ne!(pair.one.exporter(b"label", b"", 32), pair.two.exporter(b"other", b"", 32));
+    let data: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7) as u8).collect();
+    let two = pair.two.clone();
+    let echo = std::thread::spawn(move || {
+        block_on(async {
+            let stream = two.accept().await?;
+            let all = read_to_end(&stream).await?;
+            write_all(&stream, &all).await?;
+            poll_fn(|cx| stream.poll_finish(cx)).await?;
+            read_to_end(&stream).await // the other end has finished: this is at its end already
+        })
+    });
+    let stream = block_on(pair.one.open()).unwrap();
+    assert_eq!(pair.one.open_streams(), 1);
+    block_on(write_all(&stream, &data)).unwrap();
+    block_on(poll_fn(|cx| stream.poll_finish(cx))).unwrap();
+    assert_eq!(block_on(read_to_end(&stream)).unwrap(), data);
+    assert!(echo.join().unwrap().unwrap().is_empty());
+    assert_eq!(block_on(poll_fn(|cx| stream.poll_write(cx, b"late"))), Err(Error::Finished));
+    drop(stream);
+    assert_eq!(pair.one.open_streams(), 0);
+}
+
+#[test]
+fn tells_a_reset_from_an_end_and_carries_its_code() {
+    let pair = pair();
+    let stream = block_on(pair.one.open()).unwrap();
+    block_on(write_all(&stream, b"half a mess")).unwrap();
+    let theirs = block_on(pair.two.accept()).unwrap();
+    stream.reset(77);
+    assert_eq!(block_on(read_to_end(&theirs)), Err(Error::Reset(77)));
+    let refused = block_on(async {
+        loop {
+            if let Err(error) = write_all(&theirs, b"to nobody").await {
+                return error;
+            }
+        }
+    });
+    assert_eq!(refused, Error::Reset(77));
+    assert_eq!(block_on(read_to_end(&stream)), Err(Error::Finished));
+}
+
+#[test]
+fn refuses_another_peer_than_the_one_dialled() {
+    let ((here, _), (_there, addr), (other, _)) = (node(1), node(2), node(3));
+    let error = block_on(here.dial(addr, other.peer())).unwrap_err();
+    assert_eq!(error, Error::Lost("another peer answers at its address".into()));
+}
+
+#[test]
+fn says_at_once_that_it_closes() {
+    let pair = pair();
+    let stream = block_on(pair.one.open()).unwrap();
+    block_on(write_all(&stream, b"hello")).unwrap();
+    let theirs = block_on(pair.two.accept()).unwrap();
+    pair.one.close();
+    assert_eq!(block_on(pair.two.ended()), Ok(Error::Closed));
+    assert_eq!(block_on(read_to_end(&theirs)).unwrap_err(), Error::Closed);
+    assert_eq!(block_on(pair.two.open()).err(), Some(Error::Closed));
+}
+
+#[test]
+fn closing_a_node_ends_its_connections() {
+    let pair = pair();
+    let [here, there] = &pair._nodes;
+    here.close();
+    assert_eq!(block_on(pair.two.ended()), Ok(Error::Closed));
+    here.close();
+    drop(there.dial("127.0.0.1:1".parse().unwrap(), here.peer()));
+}
+
+#[test]
+fn pings_by_datagram_and_counts() {
+    let pair = pair();
+    let took = block_on(pair.one.ping()).unwrap();
+    assert!(took.as_secs() < 5);
+    let stats = pair.one.stats();
+    assert!(stats.sent_bytes > 0 && stats.received_bytes > 0 && stats.cwnd > 0 && stats.mtu >= 1200);
+    assert_eq!(stats.queued_bytes, 0);
+}
