@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support.programs import bootstrap
 from swarmnode.node.cli.main import main
 from swarmnode.node.membership import load_swarm_key
 
@@ -56,3 +57,21 @@ def test_a_file_that_is_not_there_is_said_before_anything_starts(told: Told, tmp
     code, [error] = told("status", "--no-mdns", flag, str(tmp_path / "nowhere"))
     assert (code, error["code"]) == (2, "bad-input")
     assert "no such file" in error["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_joining_a_private_swarm(told: Told, tmp_path: Path) -> None:
+    for name in ("ours", "other"):
+        assert told("swarm-key", "new", str(tmp_path / name))[0] == 0
+    ours, other = str(tmp_path / "ours"), str(tmp_path / "other")
+    program, address = bootstrap("--swarm-key", ours)
+    with program:
+        code, [status] = told("status", "--join", address, "--swarm-key", ours)
+        assert (code, status["event"], status["peers"]) == (0, "status", 1)
+        code, [error] = told("status", "--join", address)
+        assert (code, error["code"]) == (5, "peer-refused")
+        assert "it belongs to a private swarm, and this node has no swarm key" in error["message"]
+        code, [error] = told("status", "--join", address, "--swarm-key", other)
+        assert (code, error["code"]) == (5, "peer-refused")
+        assert "it has another swarm key than this node" in error["message"]

@@ -48,7 +48,7 @@ def test_files_that_are_no_keys(tmp_path: Path) -> None:
 def test_lists_of_peers_and_of_files(tmp_path: Path) -> None:
     (tmp_path / "friends").write_text(f"# ours\n{ONE}  # ann\n\n{OTHER}\n")
     guests = read_guests([str(tmp_path / "friends"), THIRD], [OTHER])
-    assert guests.allowed == {ONE, OTHER, THIRD}
+    assert guests.allowed == frozenset({ONE, OTHER, THIRD})
     assert guests.denied == {OTHER}
 
 

@@ -138,9 +138,9 @@ class Program:
         return f"swarmnode {' '.join(self.args)} {what}; events {self.events[-5:]}; stderr:\n{self.log[-3000:]}"
 
 
-def bootstrap() -> tuple[Program, str]:
+def bootstrap(*flags: str) -> tuple[Program, str]:
     """A running bootstrap node and the address to join it by."""
-    program = Program("bootstrap", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns")
+    program = Program("bootstrap", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", *flags)
     try:
         listening = program.wait_for("listening")
     except BaseException:

@@ -256,7 +256,7 @@ async def test_a_proof_that_was_good_once_is_not_good_again(listen: str) -> None
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(gate_file._Talk, "say", say)
-                patch.setattr(gate_file.secrets, "token_bytes", bytes)
+                patch.setattr("secrets.token_bytes", bytes)
                 await super().admit(connection, opened_by_us=opened_by_us)
 
     async with node(listen, KEY) as member, node(listen, Overheard(traitor.peer, KEY), traitor) as while_member:
