@@ -7,4 +7,8 @@ pub mod checksum;
 pub mod identity;
 
 #[cfg(feature = "python")]
+mod buffers;
+#[cfg(feature = "python")]
+mod codec;
+#[cfg(feature = "python")]
 mod python;

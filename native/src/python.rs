@@ -1,5 +1,6 @@
 //! The binding to Python: buffers in, small values out, the GIL released while they are worked on.
 
+use crate::codec::{codec_decode_into, codec_encode, codec_encode_into, codec_inspect, codec_size};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
@@ -21,7 +22,21 @@ fn model_digest(py: Python<'_>, config: &[u8], index: &[u8]) -> PyResult<[u8; 32
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__all__", ["frame_checksum", "model_digest"])?;
+    let names = [
+        "codec_decode_into",
+        "codec_encode",
+        "codec_encode_into",
+        "codec_inspect",
+        "codec_size",
+        "frame_checksum",
+        "model_digest",
+    ];
+    module.add("__all__", names)?;
+    module.add_function(wrap_pyfunction!(codec_decode_into, module)?)?;
+    module.add_function(wrap_pyfunction!(codec_encode, module)?)?;
+    module.add_function(wrap_pyfunction!(codec_encode_into, module)?)?;
+    module.add_function(wrap_pyfunction!(codec_inspect, module)?)?;
+    module.add_function(wrap_pyfunction!(codec_size, module)?)?;
     module.add_function(wrap_pyfunction!(frame_checksum, module)?)?;
     module.add_function(wrap_pyfunction!(model_digest, module)?)
 }
