@@ -16,11 +16,14 @@ import ifaddr
 from swarmnode.errors import BadInput, PortInUse, ProtocolViolation
 from swarmnode.protocols.peers import check_peer
 
-__all__ = ["Endpoint", "dialable", "listen_socket", "listening_addrs", "parse_addr"]
+from .circuits import Circuit, parse_circuit
+
+__all__ = ["Endpoint", "dialable", "listen_socket", "listening_addrs", "parse_addr", "peer_at"]
 
 LISTEN_BACKLOG = 1024
 MAX_DIALLED_ADDRS = 8
 """Of the addresses a peer claims, only so many are tried."""
+MAX_DIALLED_CIRCUITS = 3
 _FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
 _NAMES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
 
@@ -73,17 +76,29 @@ def parse_addr(addr: str) -> tuple[Endpoint, str | None]:
     return Endpoint(kind, host, int(port)), peer
 
 
-def dialable(addrs: Iterable[str], peer: str) -> list[Endpoint]:
-    """The endpoints among what somebody claims to be a peer's addresses, loopback last, no more than we try."""
+def dialable(addrs: Iterable[str], peer: str) -> list[Endpoint | Circuit]:
+    """What can be dialled of a peer's claimed addresses, no more than we try: loopback late, through relays last."""
     found: dict[Endpoint, None] = {}
+    circuits: dict[Circuit, None] = {}
     for addr in addrs:
         try:
+            if (relayed := parse_circuit(addr)) is not None:
+                circuit, named = relayed
+                if named in (None, peer) and circuit.relay != peer:
+                    circuits[circuit] = None
+                continue
             endpoint, named = parse_addr(addr)
         except BadInput:
             continue  # an address of a transport that we do not have, or rubbish
         if named in (None, peer) and endpoint.port:
             found[endpoint] = None
-    return sorted(found, key=_is_loopback)[:MAX_DIALLED_ADDRS]
+    return [*sorted(found, key=_is_loopback)[:MAX_DIALLED_ADDRS], *list(circuits)[:MAX_DIALLED_CIRCUITS]]
+
+
+def peer_at(addr: str) -> str | None:
+    """The peer that a full address names, relayed or not. Raises `BadInput`."""
+    relayed = parse_circuit(addr)
+    return relayed[1] if relayed is not None else parse_addr(addr)[1]
 
 
 def listen_socket(addr: str) -> socket.socket:

@@ -13,6 +13,7 @@ import trio
 from swarmnode.errors import PeerRefused, PeerUnreachable
 
 from .addresses import Endpoint, dialable
+from .circuits import Circuit
 from .wire import WireLost
 
 __all__ = ["DIAL_SECONDS", "Dialler"]
@@ -27,7 +28,7 @@ STAGGER_SECONDS = 0.2
 class _Dial:
     """One attempt to reach a peer, shared by all who want it."""
 
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[Endpoint | Circuit, ...]
     done: trio.Event = field(default_factory=trio.Event)
     why: str = ""
     refusal: PeerRefused | None = None
@@ -48,7 +49,7 @@ class Dialler:
         peer: str,
         nursery: trio.Nursery,
         connected: Callable[[str], bool],
-        dial: Callable[[str, Endpoint], Awaitable[None]],
+        dial: Callable[[str, Endpoint | Circuit], Awaitable[None]],
     ) -> None:
         self._peer = peer
         self._nursery = nursery
@@ -60,7 +61,7 @@ class Dialler:
         """Have a connection to a peer. Raises `PeerUnreachable`, `PeerRefused`."""
         endpoints = tuple(dialable(addrs, peer))
         why = "no address of it is known"
-        tried: set[Endpoint] = set()
+        tried: set[Endpoint | Circuit] = set()
         while peer != self._peer:
             if self._connected(peer):
                 await trio.lowlevel.checkpoint()
@@ -95,7 +96,7 @@ class Dialler:
     async def _race(self, peer: str, dial: _Dial) -> None:
         async with trio.open_nursery() as nursery:
 
-            async def attempt(endpoint: Endpoint, failed: trio.Event) -> None:
+            async def attempt(endpoint: Endpoint | Circuit, failed: trio.Event) -> None:
                 try:
                     await self._dial(peer, endpoint)
                 except (OSError, WireLost) as error:

@@ -206,8 +206,7 @@ class Libp2pNetwork:
         except PeerLost:
             if fresh:
                 raise
-        # The connection was dead without our knowing: once more over a new one.
-        await self._dialler.reach(peer, addrs)
+        await self._dialler.reach(peer, addrs)  # the connection was dead without our knowing: once more over a new one
         return await self._negotiate(peer, protocol)
 
     async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
@@ -422,8 +421,7 @@ async def open_host(
 ) -> AsyncIterator[Network]:
     """A libp2p peer that listens on these multiaddrs, none is fine too; leaving the block closes everything at once.
 
-    With `mdns` it is found on the local network and looks for others. Without a `gate` everybody may come. With
-    `relays` others can be reached through it.
+    `mdns`: find others on the local network. `relays`: let others be reached through it. No `gate`: all may come.
 
     Raises:
         PortInUse: somebody else listens there.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import trio
 from libp2p import new_host
@@ -15,7 +17,10 @@ from libp2p.abc import IListener, IMuxedConn, IMuxedStream, INetStream, IRawConn
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.host import basic_host
+from libp2p.host.autonat.pb.autonat_pb2 import Message as AutoNatMessage
 from libp2p.host.exceptions import StreamFailure
+from libp2p.identity.identify import identify
 from libp2p.kad_dht import peer_routing, routing_table
 from libp2p.kad_dht import utils as kad_utils
 from libp2p.kad_dht.common import PROTOCOL_ID as KADEMLIA
@@ -26,10 +31,12 @@ from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.relay.circuit_v2.pb import HolePunch, HopMessage, StopMessage
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
+from multiaddr import Multiaddr
 
 from swarmnode.errors import ProtocolViolation
 from swarmnode.protocols.peers import check_peer
@@ -38,9 +45,12 @@ __all__ = [
     "ID",
     "KADEMLIA",
     "NOISE",
+    "AutoNatMessage",
     "ConnectionConfig",
     "ConnectionType",
     "DHTMode",
+    "HolePunch",
+    "HopMessage",
     "IListener",
     "IMuxedConn",
     "IMuxedStream",
@@ -55,6 +65,7 @@ __all__ = [
     "NoiseTransport",
     "PeerIDMismatchesPubkey",
     "PeerInfo",
+    "StopMessage",
     "StreamFailure",
     "StreamState",
     "Swarm",
@@ -62,6 +73,7 @@ __all__ = [
     "create_noise_key_pair",
     "id_of",
     "new_host",
+    "note_observations",
     "peer_of",
     "peer_routing",
 ]
@@ -88,6 +100,35 @@ async def _stays(bucket: routing_table.KBucket, peer_id: ID) -> bool:
 
 
 routing_table.KBucket._ping_peer = _stays
+
+_take_identify = basic_host.update_peerstore_from_identify
+_identify_addr = identify._remote_address_to_multiaddr
+
+
+def note_observations(peer_store: Any, note: Callable[[str, str], None]) -> None:
+    """Have `note` called with a peer and the address at which it says it sees us, whenever a host identifies one."""
+    peer_store.swarmnode_note = note
+
+
+async def _with_observed(peer_store: Any, peer_id: ID, message: Any) -> None:
+    """Its own throws away where the other end sees us, but for a manager of its own that trusts nobody's port."""
+    await _take_identify(peer_store, peer_id, message)
+    note, peer = getattr(peer_store, "swarmnode_note", None), peer_of(peer_id)
+    if note is not None and peer is not None and message.observed_addr:
+        try:
+            addr = str(Multiaddr(message.observed_addr))
+        except Exception:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
+            return
+        note(peer, addr)
+
+
+def _as_seen(remote: Any) -> Multiaddr | None:
+    """Its own takes every connection for TCP."""
+    return Multiaddr(remote.multiaddr) if hasattr(remote, "multiaddr") else _identify_addr(remote)
+
+
+basic_host.update_peerstore_from_identify = _with_observed
+identify._remote_address_to_multiaddr = _as_seen
 
 id_of = lru_cache(maxsize=4096)(ID.from_base58)  # decoding takes longer than all else when a connection is looked up
 

@@ -1,0 +1,1 @@
+"""Peers that cannot be dialled: relays, knowing that one is needed, and punching through to a direct connection."""
