@@ -13,6 +13,7 @@ from swarmnode.protocols.records import ModelId
 from .client.asker import Asker
 from .client.model import Model
 from .client.servers import Servers
+from .codec import Compression
 from .discovery.directory import Directory
 from .loading import load
 from .net.network import Network
@@ -37,6 +38,7 @@ async def load_model(
     torch_thread: TorchThread,
     background: trio.Nursery,
     progress: Progress | None,
+    compression: Compression,
 ) -> Model:
     """Load a model's ends. Arguments and errors as `Node.load`; `named` is model and revision."""
     name, revision = named
@@ -62,5 +64,6 @@ async def load_model(
             network=network,
             servers=Servers(network, directory, id, checkpoint.num_blocks),
             background=background,
+            compression=compression,
         )
     )

@@ -61,12 +61,14 @@ async def serve_shares(
     *,
     model: str,
     shares: Sequence[tuple[int, int]],
+    compression: str = "auto",
 ) -> str:
     """Have each server serve its share; return the address to join by when all are ready. Raises `MachineFault`."""
     listening = await bootstrap.wait_for("listening")
     address = str(listening["addrs"][0])
     for server, (start, end) in zip(servers, shares, strict=True):
-        server.begin(["serve", model, "--blocks", f"{start}:{end}", "--join", address, *_LISTEN], environ)
+        told = ["--blocks", f"{start}:{end}", "--join", address, "--compression", compression]
+        server.begin(["serve", model, *told, *_LISTEN], environ)
     async with trio.open_nursery() as nursery:
         for process in servers:
             nursery.start_soon(process.wait_for, "ready")

@@ -20,6 +20,8 @@ from swarmnode.protocols.records import ModelId
 from swarmnode.protocols.swarm_key import SwarmKey
 
 from .background import open_background
+from .codec import Compression
+from .codec.choice import as_compression
 from .defaults import DEFAULT_LISTEN
 from .discovery.directory import Directory
 from .identity import Identity, create_identity, load_identity
@@ -79,13 +81,16 @@ class Node:
         directory: Directory,
         torch_thread: TorchThread,
         background: trio.Nursery,
+        *,
         progress: Progress | None,
+        compression: Compression,
     ) -> None:
         self.network = network
         self.directory = directory
         self._torch_thread = torch_thread
         self._background = background
         self._progress = progress
+        self._compression = compression
         self._serves = False
         self._serving: Serving | None = None
 
@@ -135,6 +140,7 @@ class Node:
             torch_thread=self._torch_thread,
             background=self._background,
             progress=self._progress,
+            compression=self._compression,
         )
         return loaded
 
@@ -173,6 +179,7 @@ class Node:
                 device=device,
                 cache_tokens=cache_tokens,
                 public_name=public_name,
+                compression=self._compression,
                 network=self.network,
                 directory=self.directory,
                 torch_thread=self._torch_thread,
@@ -227,6 +234,7 @@ async def open_node(
     swarm_key: SwarmKey | Path | None = None,
     allow_peers: Sequence[str] = (),
     deny_peers: Sequence[str] = (),
+    compression: str = "auto",
     network: Network | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[Node]:
@@ -241,6 +249,9 @@ async def open_node(
             it, too.
         allow_peers, deny_peers: peer ids, or files with one to a line: whom to have connections with. With none allowed
             it is everybody; who is denied stays out in any case.
+        compression: how hidden states travel. "auto" sends them raw on this machine and on very quick links, else as
+            8-bit numbers with next to no loss ("h8"); "raw" and "lossless" lose nothing; "h6", "fp8" and "h4" are
+            smaller and lose more. Who asks decides what may travel in its sessions, from server to server too.
         network: a network of your own making instead, such as one peer of `swarmnode.testing`.
         progress: told how far downloads and loads have come, from other threads.
 
@@ -249,6 +260,7 @@ async def open_node(
         PeerRefused: one answers, but its swarm is private and we lack its key.
         BadInput, BadIdentity, PortInUse: an argument, as its name says.
     """
+    how = as_compression(compression)
     async with AsyncExitStack() as stack:
         if network is None:
             from .net.gate import Gate
@@ -267,4 +279,4 @@ async def open_node(
             await wait_for_neighbours(network)
         directory = Directory(network)
         await background.start(directory.run)
-        yield Node(network, directory, torch_thread, background, progress)
+        yield Node(network, directory, torch_thread, background, progress=progress, compression=how)

@@ -17,6 +17,7 @@ from swarmnode.protocols.limits import MAX_CACHE_TOKENS
 from swarmnode.protocols.records import ModelId
 
 from .asking import checkpoint_id
+from .codec import Compression
 from .defaults import DEFAULT_CACHE_TOKENS
 from .discovery.directory import Directory
 from .loading import load
@@ -52,6 +53,7 @@ async def serve_blocks(
     device: str,
     cache_tokens: int | None,
     public_name: str,
+    compression: Compression,
     network: Network,
     directory: Directory,
     torch_thread: TorchThread,
@@ -80,6 +82,7 @@ async def serve_blocks(
         dtype=dtype_name(own_dtype),
         cache_tokens=tokens,
         public_name=public_name,
+        compression=compression,
     )
 
     def load_span(tell: Progress) -> Span:

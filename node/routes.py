@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from swarmnode.errors import BlocksMissing
 from swarmnode.protocols.records import ServerRecord
+from swarmnode.protocols.tensors import CODEC_RAW
 
 from .defaults import HOP_NANOSECONDS, UNKNOWN_BLOCK_NANOSECONDS
 
@@ -21,13 +22,14 @@ SLOWEST_BLOCK_NANOSECONDS = 60_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Blocks `start:end` on one server, which computes in `dtype`."""
+    """Blocks `start:end` on one server, which computes in `dtype` and reads `codecs`."""
 
     peer: str
     addrs: tuple[str, ...]
     start: int
     end: int
     dtype: str
+    codecs: tuple[int, ...] = (CODEC_RAW,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,6 @@ def _walk_back(arrived: list[tuple[ServerRecord, int]]) -> list[Hop]:
     end = len(arrived)
     while end > 0:
         record, start = arrived[end - 1]
-        hops.append(Hop(record.peer, tuple(record.addrs), start, end, record.dtype))
+        hops.append(Hop(record.peer, tuple(record.addrs), start, end, record.dtype, record.codecs))
         end = start
     return hops[::-1]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from .codec import COMPRESSIONS
 from .flags import Flag, choice, count, file, number, one_of, switch, text, texts, words
 
 __all__ = ["COMMANDS", "FLAGS", "SWARM_COMMANDS", "Settings", "flags_of"]
@@ -87,6 +88,13 @@ class Settings:
     dtype: str = choice(_MODELLED, "number format of weights and states", ("auto", "float32", "bfloat16", "float16"))
     cache_tokens: int | None = count(
         ("serve",), "tokens of KV cache to keep for all sessions together", low=1, high=MAX_TOKENS
+    )
+
+    compression: str = choice(
+        (*_MODELLED, "demo"),
+        "how hidden states travel: raw and lossless exactly, h8 nearly so, h6, fp8 and h4 smaller with more loss; "
+        "who asks decides for all hops",
+        COMPRESSIONS,
     )
 
     # the answer (`swarmnode.models.settings.Sampling` says which numbers make sense)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import trio
 from typing_extensions import Buffer
 
 from swarmnode.errors import PeerLost, ProtocolViolation
 from swarmnode.protocols.frames import FrameReader
-from swarmnode.protocols.messages import Message, encode, parse
+from swarmnode.protocols.messages import Message, Ping, encode, parse
 
 from .defaults import OUTBOX_FRAMES, RECEIVE_BYTES, STEP_BODY_BYTES
+from .links import Link, LinkMeter
 from .net.network import Stream
 
 __all__ = ["MessageStream", "Silence"]
@@ -19,6 +22,9 @@ JOIN_BYTES = 64 * 1024
 
 PIECE_BYTES = 256 * 1024
 """A long body is written in pieces, so that a slow link with much to carry is not taken for a dead one."""
+
+MAX_PINGS = 8
+"""Pings without an answer that are remembered; a peer that owes more is about to be given up."""
 
 
 class MessageStream:
@@ -37,12 +43,34 @@ class MessageStream:
         self.signs = 0
         self._stream = stream
         self._reader = FrameReader(max_body_bytes)
+        self._meter = LinkMeter()
+        self._pings: dict[int, float] = {}
+        self._next_ping = 0
         self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
         self.broken = False
 
     @property
     def peer(self) -> str:
         return self._stream.peer
+
+    @property
+    def link(self) -> Link:
+        """What is known of the way to the peer."""
+        return self._meter.link(getattr(self._stream, "link", Link()))
+
+    def ping(self) -> None:
+        """Ask for a sign of life, if there is room to. Raises `PeerLost`."""
+        if len(self._pings) >= MAX_PINGS:
+            self._pings.clear()
+        self._pings[self._next_ping] = time.perf_counter()
+        self.post_soon(Ping(self._next_ping))
+        self._next_ping += 1
+
+    def answered(self, nonce: int) -> None:
+        """A pong came. One that nobody asked for says nothing."""
+        asked = self._pings.pop(nonce, None)
+        if asked is not None:
+            self._meter.answered(time.perf_counter() - asked)
 
     async def receive(self) -> tuple[Message, memoryview] | None:
         """The next message and its body; None once the peer has finished.
@@ -80,10 +108,12 @@ class MessageStream:
         if rest.nbytes <= JOIN_BYTES:
             await self._stream.send_all(head + rest)
         else:
+            begun = time.perf_counter()
             await self._stream.send_all(head)
             for start in range(0, rest.nbytes, PIECE_BYTES):
                 await self._stream.send_all(rest[start : start + PIECE_BYTES])
                 self.signs += 1
+            self._meter.sent(rest.nbytes, time.perf_counter() - begun)
         self.broken = False
 
     async def post(self, message: Message, body: Buffer = b"") -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from typing_extensions import Buffer
 
-from swarmnode.protocols.tensors import DTYPE_BYTES, TensorHeader
+from swarmnode._native import codec_decode_into, codec_encode
+from swarmnode.errors import ProtocolViolation
+from swarmnode.protocols.tensors import CODEC_H8, CODEC_RAW, DTYPE_BYTES, DTYPE_NUMBERS, TensorHeader
+
+from .codec.on_device import h8_on_device
 
 __all__ = ["dtype_from_name", "dtype_name", "tensor_from_bytes", "tensor_to_bytes"]
 
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+BLOB_CODEC_BYTE: Final = 4
+"""Where a blob says which codec it is in."""
+
+BLOB_START_BYTES: Final = 64
+"""Where a blob's first section begins."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -23,16 +35,50 @@ def dtype_from_name(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def tensor_to_bytes(tensor: torch.Tensor, dtype: str) -> tuple[TensorHeader, memoryview]:
-    """A hidden state `[rows, tokens, hidden_size]` as `dtype`, in the raw codec. The bytes keep the tensor alive."""
+def tensor_to_bytes(tensor: torch.Tensor, dtype: str, codec: int = CODEC_RAW) -> tuple[TensorHeader, Buffer]:
+    """A hidden state `[rows, tokens, hidden_size]` as `dtype`, in a codec, raw where that is shorter.
+
+    The header says which codec it became. Raw bytes keep the tensor alive and are not copied.
+    """
     rows, tokens, hidden_size = tensor.shape
-    plain = tensor.detach().to(device="cpu", dtype=_DTYPES[dtype]).contiguous()
-    data = plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
-    return TensorHeader(dtype, (rows, tokens, hidden_size)), data
+    header = TensorHeader(dtype, (rows, tokens, hidden_size))
+    plain = tensor.detach().to(dtype=_DTYPES[dtype])
+    blob = _blob(plain, header, codec) if codec != CODEC_RAW and header.values else None
+    if blob is None or len(blob) >= header.raw_bytes or blob[BLOB_CODEC_BYTE] == CODEC_RAW:
+        return header, _bytes_of(plain)
+    return TensorHeader(dtype, header.shape, blob[BLOB_CODEC_BYTE]), blob
 
 
 def tensor_from_bytes(header: TensorHeader, body: Buffer) -> torch.Tensor:
-    """The hidden state in a message's body. It shares the body's memory."""
-    if 0 in header.shape:
-        return torch.empty(header.shape, dtype=_DTYPES[header.dtype])
-    return torch.frombuffer(body, dtype=_DTYPES[header.dtype]).reshape(header.shape)
+    """The hidden state in a message's body; a raw one shares the body's memory.
+
+    Raises:
+        ProtocolViolation: the body of a coded one is broken.
+    """
+    dtype = _DTYPES[header.dtype]
+    if not header.values:
+        return torch.empty(header.shape, dtype=dtype)
+    if header.codec == CODEC_RAW:
+        return torch.frombuffer(body, dtype=dtype).reshape(header.shape)
+    tensor = torch.empty(header.shape, dtype=dtype)
+    rows, tokens, hidden_size = header.shape
+    number = DTYPE_NUMBERS[header.dtype]
+    try:
+        codec_decode_into(body, _bytes_of(tensor), out_dtype=number, rows=rows * tokens, cols=hidden_size)
+    except ValueError as error:
+        raise ProtocolViolation(f"A tensor cannot be decoded: {error}.") from None
+    return tensor
+
+
+def _blob(tensor: torch.Tensor, header: TensorHeader, codec: int) -> bytearray | None:
+    """The coded tensor; None when it should go raw."""
+    rows, tokens, hidden_size = header.shape
+    if codec == CODEC_H8 and tensor.is_cuda:
+        return h8_on_device(tensor.reshape(rows * tokens, hidden_size))
+    return codec_encode(codec, DTYPE_NUMBERS[header.dtype], rows * tokens, hidden_size, _bytes_of(tensor))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's elements as they lie in memory, on the host and one after the other."""
+    plain = tensor.cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")

@@ -21,7 +21,7 @@ from .frames import Frame, encode_frame
 from .ids import ModelId
 from .opening import Attach, Attached, Open, Opened, Refused, Successor
 from .stepping import HopTrace, Output, Step
-from .tensors import TensorHeader
+from .tensors import TensorHeader, check_body
 from .wire import Fields, shown
 
 __all__ = [
@@ -132,20 +132,22 @@ def encode(message: Message, body: Buffer = b"") -> tuple[bytes, memoryview]:
     Raises:
         ValueError: the body is not as long as the message says. Our own mistake, not a peer's.
     """
-    expected = message.tensor.body_bytes if isinstance(message, Step | Output) else 0
     head, view = encode_frame({"type": message.type, **message.to_map()}, body)
-    if view.nbytes != expected:
-        raise ValueError(f"a {message.type} of {expected} body bytes was given {view.nbytes}")
+    fits = message.tensor.has_length(view.nbytes) if isinstance(message, Step | Output) else not view.nbytes
+    if not fits:
+        raise ValueError(f"a {message.type} was given {view.nbytes} body bytes, which it cannot have")
     return head, view
 
 
 def parse(frame: Frame) -> Message:
-    """The message of a frame, all fields checked. Raises `ProtocolViolation`."""
+    """The message of a frame, all fields checked, and the header of a coded body. Raises `ProtocolViolation`."""
     kind = Fields("message", frame.header).text("type", limits.MAX_WORD_CHARS)
     reader = _READERS.get(kind)
     if reader is None:
         raise ProtocolViolation(f'"{shown(kind)}" is not a message of a session.')
     message = reader(Fields(kind, frame.header), frame.body.nbytes)
-    if frame.body.nbytes and not isinstance(message, Step | Output):
+    if isinstance(message, Step | Output):
+        check_body(message.tensor, frame.body)
+    elif frame.body.nbytes:
         raise ProtocolViolation(f"{kind}: it has a body of {frame.body.nbytes} bytes and must have none.")
     return message

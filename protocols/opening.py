@@ -17,6 +17,7 @@ from .common import (
 )
 from .ids import ModelId
 from .peers import check_peer
+from .tensors import read_codecs
 from .wire import Fields
 
 __all__ = ["Attach", "Attached", "Open", "Opened", "Refused", "Successor"]
@@ -38,7 +39,8 @@ class Open:
     Attributes:
         session: 16 random bytes, this server's name for the session from now on.
         dtype: of the hidden states to send and to be sent.
-        codecs: ids the client can read, the one it likes best first; 0 (raw) always among them.
+        codecs: ids that may be used in this session, the one the client likes best first; 0 (raw) always among them.
+            The client and every server of its route read them all.
         rows: sequences side by side; this version's servers take 1.
         max_tokens: how many tokens the session may grow to.
         predecessor: the peer that will attach and bring the steps; None when the client itself brings them.
@@ -75,9 +77,6 @@ class Open:
     @staticmethod
     def read(fields: Fields, body_bytes: int) -> Open:
         start, end = read_span(fields)
-        codecs = fields.integers("codecs", limits.MAX_CODECS, limits.MAX_CODEC_ID)
-        if 0 not in codecs:
-            raise fields.wrong("codecs must hold 0, the raw codec.")
         successor = None
         if fields.has("successor"):
             named = fields.map("successor")
@@ -92,7 +91,7 @@ class Open:
             start=start,
             end=end,
             dtype=fields.text("dtype", limits.MAX_WORD_CHARS, least_chars=1),
-            codecs=codecs,
+            codecs=read_codecs(fields),
             rows=fields.integer("rows", limits.MAX_ROWS, least=1),
             max_tokens=fields.integer("max_tokens", limits.MAX_CONTEXT_TOKENS, least=1),
             predecessor=read_optional_peer(fields, "predecessor"),

@@ -20,6 +20,7 @@ from . import limits
 from .common import model_to_map, read_addrs, read_model, read_span
 from .ids import ModelId
 from .peers import public_key_of
+from .tensors import CODEC_RAW, read_codecs
 from .wire import Fields, pack, unpack_map
 
 __all__ = ["SIGNED_DOMAIN", "ModelId", "ServerRecord", "ServerState", "open_record", "sign_record"]
@@ -45,6 +46,7 @@ class ServerRecord:
         decode_tokens_per_second, prefill_tokens_per_second: measured by itself; 0 when unknown.
         addrs: multiaddrs it believes it can be dialled at, without the peer id.
         protocols: the protocol ids it speaks.
+        codecs: ids it reads.
         public_name: what its owner calls it, may be empty.
     """
 
@@ -64,6 +66,7 @@ class ServerRecord:
     addrs: tuple[str, ...]
     protocols: tuple[str, ...]
     public_name: str = ""
+    codecs: tuple[int, ...] = (CODEC_RAW,)
 
 
 def sign_record(record: ServerRecord, sign: Callable[[bytes], bytes]) -> bytes:
@@ -124,6 +127,7 @@ def _to_map(record: ServerRecord) -> dict[str, object]:
         "addrs": record.addrs,
         "protocols": record.protocols,
         "public_name": record.public_name,
+        **({"codecs": record.codecs} if record.codecs != (CODEC_RAW,) else {}),
     }
 
 
@@ -155,4 +159,5 @@ def _read(fields: Fields) -> ServerRecord:
         addrs=read_addrs(fields),
         protocols=fields.texts("protocols", limits.MAX_PROTOCOLS, limits.MAX_PROTOCOL_CHARS),
         public_name=fields.text("public_name", limits.MAX_PUBLIC_NAME_CHARS),
+        codecs=read_codecs(fields) if fields.has("codecs") else (CODEC_RAW,),
     )

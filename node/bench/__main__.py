@@ -8,6 +8,7 @@ from importlib import import_module
 from .report import print_report
 
 BENCHES = {
+    "codec": "values per second and damage of each scheme, beside hivemind's 8 bits and plain 8-bit floats",
     "discovery": "look-up time and messages at 10, 50, 150 nodes in one process",
     "tokens": "tokens per second: plain transformers, and swarms of 1, 2 and 3 servers",
 }

@@ -50,7 +50,9 @@ def run(call: Call) -> None:
 
         async def show() -> None:
             async with listening_to([bootstrap, *servers], lambda process, event: _pass_on(call, process, event)):
-                address = await serve_shares(bootstrap, servers, own, model=model, shares=shares)
+                address = await serve_shares(
+                    bootstrap, servers, own, model=model, shares=shares, compression=settings.compression
+                )
                 await _ask(call, address, model, prompt, sampling)
 
         call.run(show)
@@ -59,7 +61,8 @@ def run(call: Call) -> None:
 async def _ask(call: Call, address: str, name: str, prompt: str, sampling: Sampling) -> None:
     from swarmnode.node.library import open_node
 
-    async with open_node(join=[address], listen=(), progress=call.progress) as node:
+    compression = call.settings.compression
+    async with open_node(join=[address], listen=(), compression=compression, progress=call.progress) as node:
         model = await node.load(name)
         call.voice.note(f"> {prompt}")
         await tell(model.generate(prompt, chat=True, sampling=sampling), call.voice)

@@ -54,6 +54,7 @@ async def open_standing_node(
             swarm_key=settings.swarm_key,
             allow_peers=settings.allow_peer,
             deny_peers=settings.deny_peer,
+            compression=settings.compression,
             progress=call.progress,
         ) as node:
             call.voice.say(Listening(peer_id=node.peer_id, addrs=tuple(node.addrs)))
@@ -76,6 +77,7 @@ async def open_asking_node(call: Call) -> AsyncIterator[Node]:
             swarm_key=settings.swarm_key,
             allow_peers=settings.allow_peer,
             deny_peers=settings.deny_peer,
+            compression=settings.compression,
             progress=call.progress,
         ) as node:
             yield node

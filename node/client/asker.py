@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from swarmnode.errors import BlocksMissing, ModelMismatch, PeerFault, SwarmnodeError
 from swarmnode.models.ends import Ends
+from swarmnode.node.codec import Compression
 from swarmnode.node.defaults import MAX_OPEN_TRIES
 from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route
@@ -32,6 +33,7 @@ class Asker:
     Attributes:
         truncatable: its blocks can go back to an earlier position; else a session sends everything again.
         background: where sessions keep their tasks.
+        compression: what may travel in its sessions.
     """
 
     id: ModelId
@@ -45,6 +47,7 @@ class Asker:
     network: Network
     servers: Servers
     background: trio.Nursery
+    compression: Compression = "auto"
 
     async def open_ring(self, max_tokens: int) -> Ring:
         """A session on the best route whose servers all take it.
@@ -65,7 +68,12 @@ class Asker:
                 break
             try:
                 ring = await open_ring(
-                    self.network, route, self.id, dtype=self._wire_dtype(route), max_tokens=max_tokens
+                    self.network,
+                    route,
+                    self.id,
+                    dtype=self._wire_dtype(route),
+                    max_tokens=max_tokens,
+                    compression=self.compression,
                 )
             except (PeerFault, ModelMismatch) as error:
                 if error.peer is None:

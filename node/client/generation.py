@@ -18,7 +18,6 @@ from swarmnode.models.sampling import Sampler
 from swarmnode.models.settings import Sampling
 from swarmnode.models.stopping import StopStrings
 from swarmnode.node.routes import Route
-from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
 
 from .asker import Asker
 from .prompts import Prompt, is_conversation, prompt_ids
@@ -244,11 +243,11 @@ class Generation:
         assert self._session is not None
         assert self._sampler is not None
         ends = self._asker.ends
-        token = self._sampler.next(ends.logits(tensor_from_bytes(answer.tensor, answer.body)))
+        token = self._sampler.next(ends.logits(answer.hidden()))
         if token in self._asker.eos_ids or len(self.ids) + 1 >= self._max_new_tokens:
             return token, None
         hidden = ends.embed(torch.tensor([[token]]), self._session.position)
-        return token, tensor_to_bytes(hidden, self._session.wire_dtype)
+        return token, self._session.encode(hidden)
 
     def _take(self, token: int) -> Piece:
         """Count a token in, and see whether it ends the answer."""

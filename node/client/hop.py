@@ -10,6 +10,7 @@ from typing_extensions import Buffer
 from swarmnode.errors import PeerLost, PeerUnreachable, ProtocolViolation
 from swarmnode.node.background import race
 from swarmnode.node.defaults import CLOSE_SECONDS, OPEN_SECONDS, PING_SECONDS, SILENCE_SECONDS, SILENT_PINGS
+from swarmnode.node.links import Link
 from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Hop
 from swarmnode.node.streams import MessageStream, Silence
@@ -32,6 +33,11 @@ class HopLink:
         self.hop = hop
         self.opened = opened
         self._messages = messages
+
+    @property
+    def way(self) -> Link:
+        """What is known of the way to the server."""
+        return self._messages.link
 
     async def run(self, receive: Callable[[Output, memoryview], None]) -> None:
         """Keep the hop alive and hand each of its outputs to `receive`, which must not wait.
@@ -84,8 +90,8 @@ class HopLink:
                     receive(output, body)
                 case (Ping(nonce), _):
                     self._messages.post_soon(Pong(nonce))
-                case (Pong(), _):
-                    pass
+                case (Pong(nonce), _):
+                    self._messages.answered(nonce)
                 case (Break(code, message, hint), _):
                     raise error_from(code, message, hint, peer=self.hop.peer, span=self._span)
                 case (other, _):
@@ -95,10 +101,8 @@ class HopLink:
 
     async def _watch(self) -> None:
         silence = Silence(self._messages, SILENT_PINGS)
-        nonce = 0
         while True:
-            self._messages.post_soon(Ping(nonce))
-            nonce += 1
+            self._messages.ping()
             await trio.sleep(PING_SECONDS)
             if silence.check():
                 raise self._lost(f"fell silent for {SILENCE_SECONDS:.0f} seconds")

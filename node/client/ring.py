@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import trio
 from typing_extensions import Buffer
 
 from swarmnode.errors import PeerLost, ProtocolViolation, SwarmnodeError
 from swarmnode.node.background import race, together
+from swarmnode.node.codec import Compression
+from swarmnode.node.codec.choice import offered_codecs, send_codec
 from swarmnode.node.defaults import MAX_IN_FLIGHT_STEPS, PREFILL_CHUNK_TOKENS, STEP_SECONDS
 from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route
+from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
 from swarmnode.protocols.limits import SESSION_ID_BYTES
 from swarmnode.protocols.messages import HopTrace, Open, Output, Step, Successor, TensorHeader
 from swarmnode.protocols.records import ModelId
-from swarmnode.protocols.tensors import CODEC_RAW
+from swarmnode.protocols.tensors import common_codecs
 
 from .hop import HopLink, open_hop
 
@@ -31,15 +35,24 @@ class Answer:
     """What came of a step.
 
     Attributes:
-        tensor, body: the last block's output for the tokens that were to be kept.
+        tensor, body: the last block's output for the tokens that were to be kept; read it with `hidden`.
+        peer: who sent it.
         seconds: from sending the step to its answer.
         trace: what each server says it spent on it.
     """
 
     tensor: TensorHeader
     body: memoryview
+    peer: str
     seconds: float
     trace: tuple[HopTrace, ...]
+
+    def hidden(self) -> torch.Tensor:
+        """The output `[rows, tokens, hidden_size]`. On the torch thread. Raises `ProtocolViolation`."""
+        try:
+            return tensor_from_bytes(self.tensor, self.body)
+        except ProtocolViolation as violation:
+            raise ProtocolViolation(violation.message, hint=violation.hint, peer=self.peer) from None
 
     @property
     def outside_seconds(self) -> float:
@@ -67,12 +80,17 @@ class Ring:
 
     Attributes:
         dtype: in which hidden states travel.
+        codecs: that may be used, the one we like best first.
         max_step_tokens: most tokens of one step.
     """
 
-    def __init__(self, route: Route, links: Sequence[HopLink], dtype: str) -> None:
+    def __init__(
+        self, route: Route, links: Sequence[HopLink], dtype: str, codecs: tuple[int, ...], compression: Compression
+    ) -> None:
         self.route = route
         self.dtype = dtype
+        self.codecs = codecs
+        self._compression = compression
         self._links = tuple(links)
         self._pending: dict[int, UnderWay] = {}
         self._next_step = 0
@@ -98,6 +116,13 @@ class Ring:
             with trio.CancelScope(shield=True):
                 await together(*(link.close for link in self._links))
             self._closed.set()
+
+    def encode(self, hidden: torch.Tensor) -> tuple[TensorHeader, Buffer]:
+        """Hidden states `[rows, tokens, hidden_size]` as they are sent to the first hop now. On the torch thread."""
+        rows, tokens, hidden_size = hidden.shape
+        plain = TensorHeader(self.dtype, (rows, tokens, hidden_size))
+        codec = send_codec(self._compression, plain, self.codecs, self._links[0].way)
+        return tensor_to_bytes(hidden, self.dtype, codec)
 
     def close(self) -> None:
         """Let go of all servers. Returns at once; `run` does it."""
@@ -168,6 +193,8 @@ class Ring:
             if output.step >= self._next_step:
                 raise self._violation(index, f"answered step {output.step}, which was never sent")
             return  # it came twice, round a broken link
+        if output.tensor.codec not in self.codecs:
+            raise self._violation(index, f"sent codec {output.tensor.codec}, which the session does not allow")
         if output.next_block < self.route.num_blocks:
             self._send_on(index, output, body, pending)
             return
@@ -175,7 +202,7 @@ class Ring:
         if index != len(self._links) - 1 or output.tensor.shape != (rows, pending.keep, hidden_size):
             raise self._violation(index, f"gave {list(output.tensor.shape)} for the end of a step")
         seconds = time.perf_counter() - pending.sent
-        pending.answer = Answer(output.tensor, body, seconds, output.trace)
+        pending.answer = Answer(output.tensor, body, self._links[index].hop.peer, seconds, output.trace)
         pending.answered.set()
         del self._pending[output.step]
         self._tell()
@@ -200,17 +227,27 @@ class Ring:
         )
 
 
-async def open_ring(network: Network, route: Route, model: ModelId, *, dtype: str, max_tokens: int) -> Ring:
+async def open_ring(
+    network: Network,
+    route: Route,
+    model: ModelId,
+    *,
+    dtype: str,
+    max_tokens: int,
+    compression: Compression = "auto",
+) -> Ring:
     """Open a session on every hop of a route at once, each told its neighbours.
 
     Args:
         dtype: in which hidden states travel.
         max_tokens: how many the session may come to hold.
+        compression: what may travel in it, between servers too, as far as all of them read it.
 
     Raises:
         SwarmnodeError: of the first hop that cannot be opened, as `open_hop`; `peer` says which. Nothing stays open.
     """
     hops = route.hops
+    codecs = common_codecs(offered_codecs(compression), *(hop.codecs for hop in hops))
     sessions = [secrets.token_bytes(SESSION_ID_BYTES) for _ in hops]
     links: dict[int, HopLink] = {}
 
@@ -223,7 +260,7 @@ async def open_ring(network: Network, route: Route, model: ModelId, *, dtype: st
             start=hops[index].start,
             end=hops[index].end,
             dtype=dtype,
-            codecs=(CODEC_RAW,),
+            codecs=codecs,
             rows=1,
             max_tokens=max_tokens,
             predecessor=hops[index - 1].peer if index else None,
@@ -238,4 +275,4 @@ async def open_ring(network: Network, route: Route, model: ModelId, *, dtype: st
             for link in links.values():
                 await link.reset()
         raise
-    return Ring(route, [links[index] for index in range(len(hops))], dtype)
+    return Ring(route, [links[index] for index in range(len(hops))], dtype, codecs, compression)

@@ -14,7 +14,6 @@ from swarmnode.errors import BadInput, PromptTooLong, ReplayNeeded
 from swarmnode.models.settings import Sampling
 from swarmnode.node.defaults import SESSION_PROMISE_TOKENS
 from swarmnode.node.routes import Route
-from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
 from swarmnode.protocols.messages import TensorHeader
 
 from .asker import Asker
@@ -58,10 +57,9 @@ class Session:
         """The servers it runs on."""
         return self._ring.route
 
-    @property
-    def wire_dtype(self) -> str:
-        """In which hidden states travel."""
-        return self._ring.dtype
+    def encode(self, hidden: torch.Tensor) -> Encoded:
+        """Hidden states as they would be sent now, for `extend`. On the torch thread."""
+        return self._ring.encode(hidden)
 
     @property
     def position(self) -> int:
@@ -234,11 +232,11 @@ class Session:
         return [answer for answer, kept in answers if kept]
 
     def _encode(self, start: int, end: int) -> Encoded:
-        return tensor_to_bytes(self._kept.embed(self._asker.ends, start, end), self._ring.dtype)
+        return self._ring.encode(self._kept.embed(self._asker.ends, start, end))
 
 
 def _join(answers: list[Answer]) -> torch.Tensor:
-    return torch.cat([tensor_from_bytes(answer.tensor, answer.body) for answer in answers], dim=1)
+    return torch.cat([answer.hidden() for answer in answers], dim=1)
 
 
 @asynccontextmanager

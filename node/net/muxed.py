@@ -9,6 +9,7 @@ from typing import Protocol
 import trio
 
 from swarmnode.errors import PeerLost
+from swarmnode.node.links import Link
 
 from .wire import WireLost
 
@@ -29,6 +30,8 @@ class _Connection(Protocol):
 
     @property
     def peer(self) -> str: ...
+    @property
+    def link(self) -> Link: ...
     @property
     def sluggish(self) -> bool: ...
     @property
@@ -67,6 +70,10 @@ class MuxedStream:
     @property
     def peer(self) -> str:
         return self._connection.peer
+
+    @property
+    def link(self) -> Link:
+        return self._connection.link
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import trio
 
 from swarmnode.errors import PeerLost
+from swarmnode.node.links import Link
 
 __all__ = ["PIPE_BYTES", "PipeStream", "open_pipe"]
 
@@ -22,7 +23,7 @@ class _Way:
     """One direction of a pipe."""
 
     def __init__(self, delay_seconds: Callable[[], float | None]) -> None:
-        self._delay_seconds = delay_seconds
+        self.delay_seconds = delay_seconds
         self._chunks: deque[tuple[float, bytes]] = deque()
         self._held_bytes = 0
         self.finished = False
@@ -48,7 +49,7 @@ class _Way:
             if self.finished:
                 raise lost()
             room = PIPE_BYTES - self._held_bytes
-            delay = self._delay_seconds()
+            delay = self.delay_seconds()
             if room <= 0 or delay is None:
                 await self._changed.wait()
                 continue
@@ -63,7 +64,7 @@ class _Way:
         while True:
             if self.broken:
                 raise lost()
-            if self._chunks and self._delay_seconds() is not None:
+            if self._chunks and self.delay_seconds() is not None:
                 ready_at, piece = self._chunks[0]
                 if ready_at > trio.current_time():
                     with trio.move_on_at(ready_at):
@@ -94,6 +95,11 @@ class PipeStream:
     @property
     def peer(self) -> str:
         return self._peer
+
+    @property
+    def link(self) -> Link:
+        """Near, unless the network has been told to be slow."""
+        return Link(near=not self._outgoing.delay_seconds())
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._closed:

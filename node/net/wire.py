@@ -64,6 +64,14 @@ class Wire:
         return host, port
 
     @property
+    def near(self) -> bool:
+        """Whether the other end is on this machine: both ends have the same address."""
+        try:
+            return bool(self._socket.getpeername()[0] == self._socket.getsockname()[0])
+        except (OSError, IndexError):
+            return False
+
+    @property
     def congested(self) -> bool:
         """Whether a polite sender waits for `room` now."""
         return self._backlog_bytes > MAX_BACKLOG_BYTES

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import trio
 
+from swarmnode.node.links import Link
+
 from .muxed import MAX_WINDOW_BYTES, MuxedStream
 from .wire import Wire, WireLost
 
@@ -101,6 +103,11 @@ class Muxer:
     def idle(self) -> bool:
         """Whether no stream is open."""
         return not self._streams
+
+    @property
+    def link(self) -> Link:
+        """What is known of the way to the other end."""
+        return Link(near=self.wire.near)
 
     @property
     def sluggish(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -79,23 +81,37 @@ class Engine:
         """An empty cache for blocks `start:end`, which must lie inside the span."""
         return await self._torch_thread.run(self._open, start, end)
 
-    async def step(self, held: Held, step: Step, body: Buffer, *, keep: int | None, dtype: str) -> Computed:
+    async def step(
+        self,
+        held: Held,
+        step: Step,
+        body: Buffer,
+        *,
+        keep: int | None,
+        dtype: str,
+        codec: Callable[[TensorHeader], int],
+    ) -> Computed:
         """Run the next tokens of a session.
 
         Args:
             step, body: with the hidden states `[1, tokens, hidden_size]` as they came.
             keep: how many of the last tokens to return; None for all.
             dtype: of the result.
+            codec: chooses the result's codec by its dtype and shape; called on the torch thread.
 
         Raises:
-            ReplayNeeded, ProtocolViolation: as `Span.step`.
+            ReplayNeeded, ProtocolViolation: as `Span.step`; the latter also when `body` cannot be decoded.
             OutOfMemory: the device has no room.
         """
         asked = time.perf_counter()
 
         def run() -> Computed:
             begun = time.perf_counter()
-            header, data = _compute(held, step, body, keep, dtype)
+            with _telling_of_room(step.tensor.tokens):
+                hidden = held.part.step(held.cache, tensor_from_bytes(step.tensor, body), step.position)
+                kept = hidden if keep is None else hidden[:, hidden.shape[1] - keep :]
+                rows, tokens, width = kept.shape
+                header, data = tensor_to_bytes(kept, dtype, codec(TensorHeader(dtype, (rows, tokens, width))))
             ended = time.perf_counter()
             self.rates.observe(step.tensor.tokens, ended - begun, self._share(held))
             return Computed(header, data, _microseconds(begun - asked), _microseconds(ended - begun))
@@ -128,15 +144,13 @@ class Engine:
         return (held.part.end - held.part.start) / (self.end - self.start)
 
 
-def _compute(held: Held, step: Step, body: Buffer, keep: int | None, dtype: str) -> tuple[TensorHeader, Buffer]:
+@contextmanager
+def _telling_of_room(tokens: int) -> Iterator[None]:
     try:
-        hidden = held.part.step(held.cache, tensor_from_bytes(step.tensor, body), step.position)
-        if keep is not None:
-            hidden = hidden[:, hidden.shape[1] - keep :]
-        return tensor_to_bytes(hidden, dtype)
+        yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"The device has no room for {step.tensor.tokens} tokens more.", hint="Try again later, or another server."
+            f"The device has no room for {tokens} tokens more.", hint="Try again later, or another server."
         ) from error
 
 

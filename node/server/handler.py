@@ -8,6 +8,7 @@ import time
 import trio
 
 from swarmnode.errors import BadRange, ModelMismatch, PeerBusy, PeerLost, PeerRefused, ProtocolViolation, SwarmnodeError
+from swarmnode.node.codec import Compression
 from swarmnode.node.defaults import (
     ATTACH_SECONDS,
     CLOSE_SECONDS,
@@ -19,7 +20,7 @@ from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.streams import MessageStream
 from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
 from swarmnode.protocols.records import ModelId, ServerState
-from swarmnode.protocols.tensors import DTYPE_BYTES
+from swarmnode.protocols.tensors import DTYPE_BYTES, KNOWN_CODECS
 
 from .admission import Admission, Busy
 from .engine import Engine
@@ -40,12 +41,20 @@ class SessionHandler:
         state: only an online server takes sessions.
     """
 
-    def __init__(self, network: Network, model: ModelId, engine: Engine, admission: Admission) -> None:
+    def __init__(
+        self,
+        network: Network,
+        model: ModelId,
+        engine: Engine,
+        admission: Admission,
+        compression: Compression = "auto",
+    ) -> None:
         self.state: ServerState = "joining"
         self._network = network
         self._model = model
         self._engine = engine
         self._admission = admission
+        self._compression = compression
         self._sessions: dict[bytes, ServerSession] = {}
         self._changed = trio.Event()
         self._waiting_attaches = 0
@@ -94,7 +103,13 @@ class SessionHandler:
         try:
             held = await self._engine.open(asked.start, asked.end)
             session = ServerSession(
-                asked, messages, network=self._network, engine=self._engine, admission=self._admission, held=held
+                asked,
+                messages,
+                network=self._network,
+                engine=self._engine,
+                admission=self._admission,
+                held=held,
+                compression=self._compression,
             )
             self._sessions[asked.session] = session
             self._tell()
@@ -127,6 +142,8 @@ class SessionHandler:
             raise PeerRefused(f"Blocks {asked.start}:{asked.end} are not the last and have no successor.", span=span)
         if asked.dtype not in DTYPE_BYTES:
             raise PeerRefused(f"Hidden states cannot be sent here as {asked.dtype}.", hint="Use float32.")
+        if unknown := set(asked.codecs).difference(KNOWN_CODECS):
+            raise PeerRefused(f"Codec {min(unknown)} is not read here.", hint="Leave it out.")
         if asked.rows != ROWS:
             raise PeerRefused(f"This server runs {ROWS} row in a session, not {asked.rows}.")
         if self._admission.knows(asked.session):

@@ -12,6 +12,7 @@ from typing_extensions import Buffer
 from swarmnode.errors import PeerFault, PeerLost, ProtocolViolation
 from swarmnode.node.background import race
 from swarmnode.node.defaults import ATTACH_SECONDS, MAX_IN_FLIGHT_STEPS, PING_SECONDS, SILENT_PINGS
+from swarmnode.node.links import Link
 from swarmnode.node.net.network import Network
 from swarmnode.node.streams import MessageStream, Silence
 from swarmnode.protocols.ids import SESSION
@@ -41,6 +42,11 @@ class SuccessorLink:
         self._recent: deque[tuple[Step, Buffer]] = deque(maxlen=MAX_IN_FLIGHT_STEPS)
         self._settled = trio.Event()
         self._down = False
+
+    @property
+    def way(self) -> Link:
+        """What is known of the way to the successor."""
+        return self._messages.link if self._messages is not None else Link()
 
     async def run(self) -> None:
         """Dial, attach and hold the link until it goes down. Cancelled when the session ends."""
@@ -95,17 +101,15 @@ class SuccessorLink:
             match await messages.expect():
                 case (Ping(nonce), _):
                     messages.post_soon(Pong(nonce))
-                case (Pong(), _):
-                    pass
+                case (Pong(nonce), _):
+                    messages.answered(nonce)
                 case (other, _):
                     raise ProtocolViolation(f"Peer {messages.peer} sent {other.type} to its predecessor.")
 
     async def _watch(self, messages: MessageStream) -> None:
         silence = Silence(messages, SILENT_PINGS)
-        nonce = 0
         while True:
-            messages.post_soon(Ping(nonce))
-            nonce += 1
+            messages.ping()
             await trio.sleep(PING_SECONDS)
             if silence.check():
                 raise PeerLost(f"Peer {messages.peer} fell silent.", peer=messages.peer)

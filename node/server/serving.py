@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from swarmnode.models.span import Span
+from swarmnode.node.codec import Compression
 from swarmnode.node.defaults import CLOSE_SECONDS, RECORD_LIFETIME_SECONDS
 from swarmnode.node.net.network import Network
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.ids import SESSION, SPOKEN
 from swarmnode.protocols.limits import MAX_ADDRS
 from swarmnode.protocols.records import ModelId, ServerRecord, ServerState, sign_record
+from swarmnode.protocols.tensors import KNOWN_CODECS
 
 from .admission import Admission
 from .engine import Engine
@@ -37,6 +39,7 @@ class Offer:
         dtype: of the weights and of the hidden states it makes.
         cache_tokens: how many tokens all sessions together may hold.
         public_name: shown beside the server; may be empty.
+        compression: how it sends what it computed.
     """
 
     model: ModelId
@@ -46,6 +49,7 @@ class Offer:
     dtype: str
     cache_tokens: int
     public_name: str
+    compression: Compression = "auto"
 
 
 class Serving:
@@ -98,13 +102,16 @@ class Serving:
             addrs=tuple(addr.partition("/p2p/")[0] for addr in self._network.addrs)[:MAX_ADDRS],
             protocols=SPOKEN,
             public_name=self.offer.public_name,
+            codecs=KNOWN_CODECS,
         )
 
     async def begin(self, span: Span) -> None:
         """Take sessions on the loaded span, once it has been measured. Returns when others can find it."""
         engine = self._engine = Engine(span, self._torch_thread)
         await engine.measure()
-        handler = self._handler = SessionHandler(self._network, self.offer.model, engine, self._admission)
+        handler = self._handler = SessionHandler(
+            self._network, self.offer.model, engine, self._admission, self.offer.compression
+        )
         self._network.handle(SESSION, handler)
         self._state = handler.state = "online"
         self._directory.publish(self.record)

@@ -13,6 +13,8 @@ from typing_extensions import Buffer
 
 from swarmnode.errors import MachineFault, PeerBusy, PeerLost, PeerRefused, ProtocolViolation, SwarmnodeError
 from swarmnode.node.background import race
+from swarmnode.node.codec import Compression
+from swarmnode.node.codec.choice import send_codec
 from swarmnode.node.defaults import (
     CLIENT_SILENT_PINGS,
     CLOSE_SECONDS,
@@ -32,6 +34,7 @@ from swarmnode.protocols.messages import (
     Ping,
     Pong,
     Step,
+    TensorHeader,
 )
 
 from .admission import Admission
@@ -47,6 +50,7 @@ _log = logging.getLogger("swarmnode.server")
 class _Work:
     step: Step
     body: memoryview
+    peer: str
 
 
 class ServerSession:
@@ -55,6 +59,7 @@ class ServerSession:
     Args:
         asked: what the client opened the session with, checked and admitted.
         client: the stream it came on.
+        compression: how this node was told to send.
     """
 
     def __init__(
@@ -66,12 +71,14 @@ class ServerSession:
         engine: Engine,
         admission: Admission,
         held: Held,
+        compression: Compression,
     ) -> None:
         self.asked = asked
         self._client = client
         self._engine = engine
         self._admission = admission
         self._held = held
+        self._compression = compression
         self._link = SuccessorLink(network, asked.successor, self._relay) if asked.successor else None
         self._put, self._steps = trio.open_memory_channel[_Work](MAX_IN_FLIGHT_STEPS)
         self._newest_step = -1
@@ -181,8 +188,12 @@ class ServerSession:
             raise ProtocolViolation(
                 f"Peer {peer} sent a step in {step.tensor.dtype}; {self.asked.dtype} was agreed.", peer=peer
             )
+        if step.tensor.codec not in self.asked.codecs:
+            raise ProtocolViolation(
+                f"Peer {peer} sent a step in codec {step.tensor.codec}, which was not agreed on.", peer=peer
+            )
         try:
-            self._put.send_nowait(_Work(step, body))
+            self._put.send_nowait(_Work(step, body, peer))
         except trio.WouldBlock:
             raise ProtocolViolation(
                 f"Peer {peer} has more than {MAX_IN_FLIGHT_STEPS} steps under way.", peer=peer
@@ -195,14 +206,23 @@ class ServerSession:
             step = work.step
             self._at_step = step.step
             self._grow(step)
-            computed = await self._engine.step(
-                self._held,
-                step,
-                work.body,
-                keep=step.keep if self._link is None else None,
-                dtype=self.asked.dtype,
-            )
+            try:
+                computed = await self._engine.step(
+                    self._held,
+                    step,
+                    work.body,
+                    keep=step.keep if self._link is None else None,
+                    dtype=self.asked.dtype,
+                    codec=self._codec,
+                )
+            except ProtocolViolation as violation:
+                raise ProtocolViolation(violation.message, hint=violation.hint, peer=work.peer) from None
             await self._hand_on(step, computed)
+
+    def _codec(self, tensor: TensorHeader) -> int:
+        """In which codec a result goes on; it may have to go to the client instead, which reads all that it allows."""
+        way = self._client.link if self._link is None else self._link.way
+        return send_codec(self._compression, tensor, self.asked.codecs, way)
 
     def _grow(self, step: Step) -> None:
         tokens = step.position + step.tensor.tokens

@@ -21,7 +21,7 @@ def pipe() -> tuple[PipeStream, PipeStream]:
 
 def big_step(tokens: int = 4096) -> tuple[Step, bytes]:
     tensor = TensorHeader("float32", (1, tokens, 64))
-    return Step(0, 0, tokens, tensor), bytes(range(256)) * (tensor.body_bytes // 256)
+    return Step(0, 0, tokens, tensor), bytes(range(256)) * (tensor.raw_bytes // 256)
 
 
 async def test_messages_arrive_whole_and_in_order(pipe: tuple[PipeStream, PipeStream]) -> None:

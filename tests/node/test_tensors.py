@@ -14,7 +14,7 @@ def test_come_back_as_they_were(dtype: str) -> None:
     tensor = torch.randn(2, 5, 8).to(dtype_from_name(dtype))
     header, data = tensor_to_bytes(tensor, dtype)
     assert header.shape == (2, 5, 8)
-    assert data.nbytes == header.body_bytes
+    assert data.nbytes == header.raw_bytes
     assert torch.equal(tensor_from_bytes(header, bytearray(data)), tensor)
     assert dtype_name(tensor.dtype) == dtype
 

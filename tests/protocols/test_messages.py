@@ -108,6 +108,7 @@ def tensor(**changes: object) -> dict[str, object]:
         ({"codecs": [1]}, "codecs must hold 0"),
         ({"codecs": [0, 256]}, "codecs must hold integers between 0 and 255"),
         ({"codecs": [0] * 17}, "codecs must have at most 16 items"),
+        ({"codecs": [3, 0]}, "codecs must hold 2 where it holds 3 or 6"),
         ({"rows": 0}, "rows must be between 1 and 256"),
         ({"max_tokens": 0}, "max_tokens must be between 1"),
         ({"max_tokens": 2.5}, "max_tokens must be an integer, not a number"),
@@ -141,7 +142,10 @@ def test_an_open_that_breaks_a_rule(changes: dict[str, object], reason: str) -> 
         ({"tensor": None}, "tensor must be a map, not nil"),
         ({"tensor": tensor(dtype="float64")}, "dtype must be one of float32, bfloat16, float16"),
         ({"tensor": tensor(dtype="bfloat16")}, "bfloat16 of shape .1, 2, 4. takes 16 bytes, but the body has 32"),
-        ({"tensor": tensor(codec=1)}, "codec 1 was not agreed on"),
+        ({"tensor": tensor(codec=7)}, "codec 7 was not agreed on; 0 to 6 are known here"),
+        ({"tensor": tensor(codec=2)}, "takes fewer than 32 bytes and some, but the body has 32"),
+        ({"tensor": tensor(codec=2, shape=[1, 2, 5])}, "the body is no coded tensor: "),
+        ({"tensor": tensor(codec=4, shape=[256, 65_536, 131_072])}, "is more than 67108864 bytes when decoded"),
         ({"tensor": tensor(codec=True)}, "codec must be an integer"),
         ({"tensor": tensor(shape=[2, 4])}, "3 dimensions, not 2"),
         ({"tensor": tensor(shape=[1, 1, 2, 4])}, "at most 3 items"),
@@ -227,7 +231,7 @@ def test_reasons_are_cleaned_when_said_and_when_heard() -> None:
 
 
 def test_a_body_of_the_wrong_length_is_our_own_mistake() -> None:
-    with pytest.raises(ValueError, match="a step of 32 body bytes was given 31"):
+    with pytest.raises(ValueError, match="a step was given 31 body bytes"):
         encode(STEP, bytes(31))
-    with pytest.raises(ValueError, match="a ping of 0 body bytes was given 1"):
+    with pytest.raises(ValueError, match="a ping was given 1 body bytes"):
         encode(Ping(1), b"x")

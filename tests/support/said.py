@@ -200,7 +200,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
 
 def body_for(message: Message) -> bytes:
     """Bytes of the length that the message's tensor has."""
-    length = message.tensor.body_bytes if isinstance(message, Step | Output) else 0
+    length = message.tensor.raw_bytes if isinstance(message, Step | Output) else 0
     return bytes(index % 251 for index in range(length))
 
 

@@ -41,7 +41,7 @@ def test_the_prompts_are_what_they_should_be() -> None:
 async def test_greedy_text_is_that_of_transformers(servers: int) -> None:
     expected = reference()
     with swarm(None, split_evenly(NUM_BLOCKS, servers)) as (address, _):
-        async with swarmnode.open_node(join=[address], listen=()) as node:
+        async with swarmnode.open_node(join=[address], listen=(), compression="lossless") as node:
             model = await node.load(dtype="float32", device="cpu")
             assert model.name == MODEL
             for prompt, answer in zip(prompts(), expected, strict=True):

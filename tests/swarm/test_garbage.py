@@ -39,7 +39,7 @@ def valid_frames(folder: str) -> list[bytes]:
     said = [
         messages.encode(opened),
         messages.encode(messages.Attach(bytes(16))),
-        messages.encode(messages.Step(0, 0, 1, tensor), bytes(tensor.body_bytes)),
+        messages.encode(messages.Step(0, 0, 1, tensor), bytes(tensor.raw_bytes)),
         messages.encode(messages.Ping(1)),
         directory.encode(directory.Find(model_key(folder))),
         directory.encode(directory.Announce(model_key(folder), ((bytes(300), 0.0),))),
@@ -107,7 +107,7 @@ async def test_ten_thousand_broken_frames_then_an_honest_question(llama: Tiny) -
                 nursery.start_soon(run_attacker, number)
         assert sum(thrown) >= FRAMES
 
-        async with swarmnode.open_node(join=[address], listen=()) as node:
+        async with swarmnode.open_node(join=[address], listen=(), compression="lossless") as node:
             model = await node.load(str(llama.folder), dtype="float32", device="cpu")
             generation = model.generate(prompt, max_new_tokens=12)
             async for _ in generation:

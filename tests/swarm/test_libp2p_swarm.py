@@ -49,7 +49,7 @@ async def serving(folder: Path, blocks: Sequence[str]) -> AsyncIterator[tuple[li
         for each in blocks:
             join = servers[0].node.addrs[:1] if servers else ()
             servers.append(await nursery.start(serve, each, join))
-        async with open_node(listen=(), join=servers[0].node.addrs[:1]) as client:
+        async with open_node(listen=(), join=servers[0].node.addrs[:1], compression="lossless") as client:
             yield servers, client
 
 

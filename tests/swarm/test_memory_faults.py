@@ -175,7 +175,7 @@ async def test_the_only_model_needs_no_name(
     async with open_memory_swarm(llama.folder) as swarm:
         assert (await swarm.client.load()).name == "llama"
         async with (
-            open_node(network=swarm.net.network(99), join=swarm.servers[0].node.addrs) as another,
+            open_node(network=swarm.net.network(99), join=swarm.servers[0].node.addrs, compression="lossless") as another,
             trio.open_nursery() as nursery,
         ):
             await nursery.start(another.serve, str(tiny("bloom").folder))
@@ -207,7 +207,7 @@ async def test_status_shows_gaps_and_who_does_not_answer(llama: Tiny) -> None:
 async def test_a_server_that_leaves_tells_its_clients(llama: Tiny) -> None:
     async with open_memory_net() as net, open_node(network=net.network(0)) as server, open_background() as nursery:
         await nursery.start(partial(server.serve, str(llama.folder)))
-        async with open_node(network=net.network(1), join=server.addrs) as client:
+        async with open_node(network=net.network(1), join=server.addrs, compression="lossless") as client:
             model = await client.load(str(llama.folder))
             generation = model.generate(PROMPT, max_new_tokens=TOKENS)
             with pytest.raises(PeerLost, match="This server is leaving"), trio.CancelScope(shield=True):  # noqa: PT012

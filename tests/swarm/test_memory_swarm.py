@@ -46,7 +46,7 @@ async def test_spans_that_overlap_are_used_in_part(llama: Tiny) -> None:
             nursery = await stack.enter_async_context(open_background())
             await nursery.start(partial(node.serve, str(llama.folder), blocks=blocks))
             join = node.addrs
-        client = await stack.enter_async_context(open_node(network=net.network(9), join=join))
+        client = await stack.enter_async_context(open_node(network=net.network(9), join=join, compression="lossless"))
         model = await client.load(str(llama.folder))
         generation = model.generate(PROMPT, max_new_tokens=TOKENS)
         assert await read(generation) == llama.greedy(generation.prompt_ids, TOKENS)

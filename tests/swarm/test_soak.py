@@ -71,7 +71,7 @@ async def ask(model: Model, dice: random.Random) -> bool:
 async def client(address: str, seed: int, ready: trio.Event, counts: list[int], until: trio.CancelScope) -> None:
     """Ask until told to stop; at least once."""
     dice = random.Random(seed)
-    async with swarmnode.open_node(join=[address], listen=()) as node:
+    async with swarmnode.open_node(join=[address], listen=(), compression="lossless") as node:
         model = await node.load(dtype="float32", device="cpu")
         await ask(model, dice)
         ready.set()

@@ -10,7 +10,7 @@ The servers compute in threads, so do not use trio's autojump clock with it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from swarmnode.errors import BadInput
 from swarmnode.node.background import open_background
 from swarmnode.node.library import Node, open_node
 from swarmnode.node.net.memory import MemoryNet, open_memory_net
-from swarmnode.node.net.network import Network
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -78,7 +77,12 @@ class MemorySwarm:
 
 @asynccontextmanager
 async def open_memory_swarm(
-    model: Path | str, *, splits: Sequence[int] = (), replicas: int = 1, cache_tokens: int | None = None
+    model: Path | str,
+    *,
+    splits: Sequence[int] = (),
+    replicas: int = 1,
+    cache_tokens: int | None = None,
+    compression: str = "lossless",
 ) -> AsyncIterator[MemorySwarm]:
     """A swarm that serves all of a model, for as long as the block runs.
 
@@ -87,6 +91,7 @@ async def open_memory_swarm(
         splits: blocks at which a next server begins: `[2, 5]` is servers of blocks `0:2`, `2:5` and `5:`.
         replicas: servers for each of these.
         cache_tokens: of each server.
+        compression: of all its nodes, as for `open_node`; the default lets answers be compared bit for bit.
     """
     async with AsyncExitStack() as stack:
         net = await stack.enter_async_context(open_memory_net())
@@ -96,18 +101,20 @@ async def open_memory_swarm(
         for number in range(len(edges) * replicas):
             at = number % len(edges)
             blocks = f"{edges[at]}:{edges[at + 1] if at + 1 < len(edges) else ''}"
-            serving = _open_server(net.network(number), join, str(model), blocks, cache_tokens)
+            opening = open_node(network=net.network(number), join=join, compression=compression)
+            serving = _open_server(opening, str(model), blocks, cache_tokens)
             servers.append(await stack.enter_async_context(serving))
             join = [servers[0].node.addrs[0]]
-        client = await stack.enter_async_context(open_node(network=net.network(len(servers)), join=join))
+        asking = open_node(network=net.network(len(servers)), join=join, compression=compression)
+        client = await stack.enter_async_context(asking)
         yield MemorySwarm(net, str(model), servers, client)
 
 
 @asynccontextmanager
 async def _open_server(
-    network: Network, join: Sequence[str], model: str, blocks: str, cache_tokens: int | None
+    opening: AbstractAsyncContextManager[Node], model: str, blocks: str, cache_tokens: int | None
 ) -> AsyncIterator[MemoryServer]:
-    async with open_node(network=network, join=join) as node, open_background() as nursery:
+    async with opening as node, open_background() as nursery:
         yield MemoryServer(
             node, await nursery.start(partial(node.serve, model, blocks=blocks, cache_tokens=cache_tokens))
         )

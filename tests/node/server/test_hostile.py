@@ -63,7 +63,7 @@ garbage = st.one_of(
 def honest(pond: Pond) -> list[bytes]:
     """Every message there is, in an order that makes sense nowhere."""
     asked = pond.open_message(0, 4)
-    body = bytes(TENSOR.body_bytes)
+    body = bytes(TENSOR.raw_bytes)
     stranger = pond.net.network(1000).peer
     nowhere = Successor(stranger, ("/ip4/10.9.9.9/tcp/1",), b"q" * 16)
     messages: list[tuple[object, bytes]] = [

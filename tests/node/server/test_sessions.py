@@ -166,7 +166,7 @@ async def test_what_the_client_breaks_off_is_freed(pond: Pond) -> None:
 async def test_steps_that_do_not_fit_break_the_session(pond: Pond, step: Step, message: str) -> None:
     server = pond.serve(0, 4)
     talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
-    await talk.say(step, bytes(step.tensor.body_bytes))
+    await talk.say(step, bytes(step.tensor.raw_bytes))
     answer = await talk.hear()
     assert isinstance(answer, Break)
     assert answer.code == "protocol-violation"
