@@ -175,7 +175,9 @@ async def test_the_only_model_needs_no_name(
     async with open_memory_swarm(llama.folder) as swarm:
         assert (await swarm.client.load()).name == "llama"
         async with (
-            open_node(network=swarm.net.network(99), join=swarm.servers[0].node.addrs, compression="lossless") as another,
+            open_node(
+                network=swarm.net.network(99), join=swarm.servers[0].node.addrs, compression="lossless"
+            ) as another,
             trio.open_nursery() as nursery,
         ):
             await nursery.start(another.serve, str(tiny("bloom").folder))
