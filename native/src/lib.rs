@@ -12,3 +12,5 @@ mod buffers;
 mod codec;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "python")]
+mod transport;

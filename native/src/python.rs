@@ -23,6 +23,13 @@ fn model_digest(py: Python<'_>, config: &[u8], index: &[u8]) -> PyResult<[u8; 32
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let names = [
+        "BadMessage",
+        "Body",
+        "Connection",
+        "Operation",
+        "Stream",
+        "Transport",
+        "TransportError",
         "codec_decode_into",
         "codec_encode",
         "codec_encode_into",
@@ -32,6 +39,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "model_digest",
     ];
     module.add("__all__", names)?;
+    crate::transport::register(module)?;
     module.add_function(wrap_pyfunction!(codec_decode_into, module)?)?;
     module.add_function(wrap_pyfunction!(codec_encode, module)?)?;
     module.add_function(wrap_pyfunction!(codec_encode_into, module)?)?;

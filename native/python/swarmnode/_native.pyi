@@ -1,8 +1,17 @@
 """The types of the Rust extension; `scripts/check` compares them with the binary."""
 
+from typing import final
+
 from typing_extensions import Buffer
 
 __all__ = [
+    "BadMessage",
+    "Body",
+    "Connection",
+    "Operation",
+    "Stream",
+    "Transport",
+    "TransportError",
     "codec_decode_into",
     "codec_encode",
     "codec_encode_into",
@@ -62,3 +71,129 @@ def frame_checksum(*parts: Buffer) -> int:
 
 def model_digest(config: bytes, index: bytes) -> bytes:
     """SHA-256 of a model's config and weights index, both JSON objects."""
+
+# The transport. A call takes what is there at once and gives None when it must be made again after `Transport.drain`
+# has named its token. One reader and one writer of a stream at a time.
+
+class TransportError(Exception):
+    """A connection or a stream is gone, or never came about."""
+
+class BadMessage(ValueError):
+    """What came is no message."""
+
+@final
+class Transport:
+    """One node's transport: its thread, its sockets. Not to be made before a fork."""
+
+    def __new__(cls, seed: bytes, bell: int) -> Transport:
+        """`seed` is that of the Ed25519 key, `bell` a handle to which eight bytes are written when `drain` is due."""
+
+    def drain(self) -> list[int]:
+        """The tokens that have become ready since the last call."""
+
+    def listen(self, socket: int) -> tuple[str, int]:
+        """Take over a bound UDP socket. Connections come in over it, go out over it, holes are punched from it."""
+
+    def dial(self, host: str, port: int, peer: str) -> Operation:
+        """Gives a `Connection` to this peer and no other."""
+
+    def accept(self) -> Operation:
+        """Gives the next inbound `Connection`."""
+
+    def punch(self, host: str, port: int, seconds: float) -> None:
+        """Send random datagrams there for a while, so that a NAT of ours lets in what comes from there."""
+
+    def close(self) -> None:
+        """End everything and say so. Blocks for a moment."""
+
+@final
+class Operation:
+    """Something under way; dropping it gives it up."""
+
+    @property
+    def token(self) -> int: ...
+    def poll(self) -> object | None:
+        """Its result, once. Raises `TransportError`."""
+
+@final
+class Connection:
+    """A connection to a peer that has proved who it is."""
+
+    @property
+    def peer(self) -> str: ...
+    @property
+    def opened_by_us(self) -> bool: ...
+    @property
+    def remote_addr(self) -> tuple[str, int] | None:
+        """None when it runs inside of another connection."""
+
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def open_streams(self) -> int: ...
+    def open(self) -> Operation:
+        """Gives a `Stream`."""
+
+    def accept(self) -> Operation:
+        """Gives the next `Stream` that the other end opens."""
+
+    def ended(self) -> Operation:
+        """Gives, at the end, whether it was meant, and why in words."""
+
+    def ping(self) -> Operation:
+        """One datagram there and back; gives the seconds it took."""
+
+    def close(self) -> None: ...
+    def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
+        """Bytes that only the two ends of this connection can make (RFC 5705)."""
+
+    def stats(self) -> tuple[float, int, int, int, int, int, int, int]:
+        """Round trip seconds, packets sent, packets lost, window bytes, bytes sent, received, queued, largest datagram."""
+
+@final
+class Stream:
+    """One stream of a connection. Bytes or whole messages, as `docs/PROTOCOL.md` frames them."""
+
+    @property
+    def read_token(self) -> int: ...
+    @property
+    def write_token(self) -> int: ...
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the stream has given and taken so far."""
+
+    def read(self, max_bytes: int) -> bytes | None:
+        """What has come; empty at the end."""
+
+    def read_into(self, buffer: Buffer) -> int | None:
+        """The same into the start of a buffer; how much."""
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was read too much."""
+
+    def write(self, data: Buffer, start: int) -> int | None:
+        """Take what there is room for of `data` from `start` on; how much."""
+
+    def finish(self) -> bool | None: ...
+    def close(self) -> None: ...
+    def reset(self, code: int) -> None: ...
+    def receive(self, max_body_bytes: int) -> tuple[bytes, memoryview] | None:
+        """A message's header and its body, writable and at a multiple of 64. Raises `EOFError` at the end."""
+
+    def receive_into(self, buffer: Buffer) -> tuple[bytes, int] | None:
+        """The same, the body into the start of `buffer`, which the next call must bring again; its length."""
+
+    def give_up_receive(self) -> None:
+        """There will be no next call of `receive_into`. A message that has half come breaks the stream."""
+
+    def send(self, header: bytes, body: Buffer) -> bool:
+        """Send a message; False when the same call must be made again."""
+
+    def give_up_send(self) -> None:
+        """There will be no next call of `send`. A message that is half out resets the stream."""
+
+@final
+class Body:
+    """The memory of a message's body."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...

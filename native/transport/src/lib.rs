@@ -5,8 +5,10 @@
 //! is worth another look.
 
 pub mod bell;
+pub mod channel;
 pub mod error;
 pub mod limits;
+pub mod message;
 pub mod muxed;
 pub mod node;
 pub mod quic;
