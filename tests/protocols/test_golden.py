@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
+from codec import reference
 from support import golden
 from support.golden import DIRECTORY_EXAMPLES, EXAMPLES, GATE_EXAMPLES, SESSION_EXAMPLES
 from support.said import only_frame
+from swarmnode._native import codec_decode_into
 from swarmnode.protocols import directory, gate, limits, messages, store
 from swarmnode.protocols.records import open_record
 from swarmnode.protocols.swarm_key import read_key_file
+from swarmnode.protocols.tensors import EXACT_CODECS
 
 PAGE = golden.PAGE.read_text()
 GOLDEN = {path.stem: bytes.fromhex(path.read_text()) for path in sorted(golden.FOLDER.glob("*.hex"))}
@@ -45,6 +49,19 @@ def test_golden_bytes_of_the_directory_are_read(example: golden.DirectoryExample
 @pytest.mark.parametrize("example", GATE_EXAMPLES, ids=lambda example: example.name)
 def test_golden_bytes_of_the_gate_are_read(example: golden.GateExample) -> None:
     assert gate.parse(only_frame(GOLDEN[example.name])) == example.message
+
+
+@pytest.mark.parametrize(("name", "codec", "group"), golden.BLOBS)
+def test_golden_blobs_are_those_of_the_reference_too(name: str, codec: int, group: int) -> None:
+    values = torch.frombuffer(bytearray(golden.BLOB_VALUES), dtype=torch.float32)
+    matrix = values.reshape(golden.BLOB_ROWS, golden.BLOB_COLS)
+    golden_bytes = GOLDEN[f"blob_{name}"]
+    assert reference.encode(matrix, codec, group=group, zstd_level=0) == golden_bytes
+    decoded = bytearray(len(golden.BLOB_VALUES))
+    codec_decode_into(golden_bytes, decoded, out_dtype=0, rows=golden.BLOB_ROWS, cols=golden.BLOB_COLS)
+    expected = reference.decode(golden_bytes)
+    assert torch.equal(torch.frombuffer(decoded, dtype=torch.float32).reshape(matrix.shape), expected)
+    assert torch.equal(expected, matrix) == (codec in EXACT_CODECS)
 
 
 def test_the_golden_swarm_key_is_read() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
+from swarmnode._native import codec_encode
 from swarmnode.protocols import directory, gate, messages
 from swarmnode.protocols.directory import Announce, Announced, DirectoryMessage, Find, Found, GetInfo, Info, Verdict
 from swarmnode.protocols.frames import FrameReader
@@ -44,6 +45,15 @@ from swarmnode.protocols.records import ServerRecord, sign_record
 from swarmnode.protocols.swarm_key import EXPORTER_CONTEXT as CONTEXT
 from swarmnode.protocols.swarm_key import EXPORTER_LABEL as LABEL
 from swarmnode.protocols.swarm_key import Binding, SwarmKey, exporter_from_handshake, key_file, prove
+from swarmnode.protocols.tensors import (
+    CODEC_E4M3,
+    CODEC_E5M2,
+    CODEC_H4,
+    CODEC_H6,
+    CODEC_H8,
+    CODEC_LOSSLESS,
+    CODEC_RAW,
+)
 from swarmnode.protocols.wire import unpack_map
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +103,29 @@ BINDING = Binding(
     listener_nonce=bytes([0x15]) * 32,
     exported=exporter_from_handshake(HANDSHAKE_HASH, LABEL, CONTEXT, 32),
 )
+
+
+# A tail group, an outlier in each row, a number that is not round. Without zstd, whose bytes are its version's own.
+BLOB_ROWS, BLOB_COLS = 2, 10
+BLOB_VALUES = struct.pack("<20f", *(0.5 * number for number in range(9)), 1000.0, *range(-4, 4), 0.001, -64.0)
+BLOBS = (
+    ("raw", CODEC_RAW, 0),
+    ("lossless", CODEC_LOSSLESS, 0),
+    ("h8", CODEC_H8, 0),
+    ("h6", CODEC_H6, 0),
+    ("e4m3", CODEC_E4M3, 0),
+    ("e5m2", CODEC_E5M2, 64),
+    ("h4", CODEC_H4, 0),
+)
+
+
+def blob(codec: int, group: int) -> bytes:
+    """The example's matrix, coded."""
+    return bytes(codec_encode(codec, 0, BLOB_ROWS, BLOB_COLS, BLOB_VALUES, group=group, zstd_level=0))
+
+
+CODED_TENSOR = TensorHeader("float32", (1, 2, 64), CODEC_H8)
+CODED_BODY = bytes(codec_encode(CODEC_H8, 0, 2, 64, struct.pack("<128f", *(number % 7 - 3.0 for number in range(128)))))
 
 
 @dataclass(frozen=True)
@@ -157,6 +190,7 @@ SESSION_EXAMPLES = (
     SessionExample("attached", Attached()),
     SessionExample("step", Step(3, 40, 1, STEP_TENSOR, TRACE), STEP_BODY),
     SessionExample("output", Output(3, 41, 30, OUTPUT_TENSOR, FULL_TRACE), OUTPUT_BODY),
+    SessionExample("step_h8", Step(3, 40, 1, CODED_TENSOR, TRACE), CODED_BODY),
     SessionExample("output_undelivered", Output(3, 40, 10, STEP_TENSOR, TRACE), STEP_BODY),
     SessionExample("output_acknowledgement", Output(2, 40, 30, TensorHeader("float32", (1, 0, 4)), FULL_TRACE)),
     SessionExample("refused", Refused("peer-busy", "All 256 sessions are taken.", "Try another server.", 4.5)),
@@ -193,6 +227,7 @@ BYTES_EXAMPLES = (
     BytesExample("home", home_key(peer_to_bytes(PEER))),
     BytesExample("swarm_key", key_file(SWARM_KEY)),
     BytesExample("noise_exporter", BINDING.exported),
+    *(BytesExample(f"blob_{name}", blob(codec, group)) for name, codec, group in BLOBS),
 )
 Example = SessionExample | DirectoryExample | GateExample | BytesExample
 EXAMPLES: tuple[Example, ...] = (*BYTES_EXAMPLES, *SESSION_EXAMPLES, *DIRECTORY_EXAMPLES, *GATE_EXAMPLES)
