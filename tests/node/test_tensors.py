@@ -112,7 +112,7 @@ def test_a_broken_body_is_the_senders_fault(codec: int) -> None:
     assert header.codec == codec
     bent = bytearray(data)
     bent[-1] ^= 1
-    with pytest.raises(ProtocolViolation, match="cannot be decoded: .*checksum"):
+    with pytest.raises(ProtocolViolation, match=r"cannot be decoded: .*checksum"):
         tensor_from_bytes(header, bent)
     with pytest.raises(ProtocolViolation, match="cannot be decoded"):
         tensor_from_bytes(header, memoryview(data)[:-1])
