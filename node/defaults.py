@@ -33,6 +33,7 @@ __all__ = [
     "RECEIVE_BYTES",
     "RECORD_LIFETIME_SECONDS",
     "REJOIN_SECONDS",
+    "RELAY_NANOSECONDS",
     "SESSION_IDLE_SECONDS",
     "SESSION_PROMISE_TOKENS",
     "SILENCE_SECONDS",
@@ -115,6 +116,10 @@ DEFAULT_CACHE_TOKENS: Final = 65_536
 
 HOP_NANOSECONDS: Final = 20_000_000
 """What one more hop is taken to cost a step: a network crossing and its software."""
+
+RELAY_NANOSECONDS: Final = 40_000_000
+"""What a hop is taken to cost more when only relays reach its server: two crossings instead of one, both ways, and a
+line that is shared. Punching may spare that, but nobody knows before."""
 
 UNKNOWN_BLOCK_NANOSECONDS: Final = 10_000_000
 """What a block is taken to cost on a server that has not measured itself."""

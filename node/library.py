@@ -235,6 +235,7 @@ async def open_node(
     allow_peers: Sequence[str] = (),
     deny_peers: Sequence[str] = (),
     compression: str = "auto",
+    relays: bool = False,
     network: Network | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[Node]:
@@ -252,6 +253,8 @@ async def open_node(
         compression: how hidden states travel. "auto" sends them raw on this machine and on very quick links, else as
             8-bit numbers with next to no loss ("h8"); "raw" and "lossless" lose nothing; "h6", "fp8" and "h4" are
             smaller and lose more. Who asks decides what may travel in its sessions, from server to server too.
+        relays: let peers that cannot be dialled be reached through this node, within limits; for one with a public
+            address.
         network: a network of your own making instead, such as one peer of `swarmnode.testing`.
         progress: told how far downloads and loads have come, from other threads.
 
@@ -269,7 +272,9 @@ async def open_node(
             own = load_identity(identity) if isinstance(identity, Path) else identity or create_identity()
             key = load_swarm_key(swarm_key) if isinstance(swarm_key, Path) else swarm_key
             gate = Gate(own.peer, key, read_guests(allow_peers, deny_peers))
-            network = await stack.enter_async_context(open_host(own, listen=listen, mdns=mdns, gate=gate))
+            network = await stack.enter_async_context(
+                open_host(own, listen=listen, mdns=mdns, gate=gate, relays=relays)
+            )
         torch_thread = await stack.enter_async_context(open_torch_thread())
         background = await stack.enter_async_context(open_background())
         if join:

@@ -10,7 +10,7 @@ from swarmnode.errors import BlocksMissing
 from swarmnode.protocols.records import ServerRecord
 from swarmnode.protocols.tensors import CODEC_RAW
 
-from .defaults import HOP_NANOSECONDS, UNKNOWN_BLOCK_NANOSECONDS
+from .defaults import HOP_NANOSECONDS, RELAY_NANOSECONDS, UNKNOWN_BLOCK_NANOSECONDS
 
 __all__ = ["Coverage", "Hop", "Route", "coverage", "describe_blocks", "missing_blocks", "plan_route"]
 
@@ -146,7 +146,8 @@ def _fits(record: ServerRecord, num_blocks: int) -> bool:
 def _entry(record: ServerRecord, tokens: int) -> Cost:
     """What it costs to change to this server."""
     willing = record.state == "online" and record.cache_tokens_left >= tokens
-    return (0 if willing else 1, HOP_NANOSECONDS, 1)
+    crossing = HOP_NANOSECONDS + (RELAY_NANOSECONDS if record.relayed else 0)
+    return (0 if willing else 1, crossing, 1)
 
 
 def _block_nanoseconds(record: ServerRecord) -> int:

@@ -21,6 +21,7 @@ class ServerStatus:
 
     Attributes:
         confirmed: it answered for itself just now; else its record is all there is.
+        relayed: it says that others reach it through relays only, unless they punch through.
     """
 
     peer: str
@@ -34,6 +35,7 @@ class ServerStatus:
     cache_tokens_left: int
     confirmed: bool
     addrs: tuple[str, ...]
+    relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def sum_up(model: ModelId, num_blocks: int, records: Iterable[ServerRecord], con
                 cache_tokens_left=record.cache_tokens_left,
                 confirmed=record.peer in confirmed,
                 addrs=tuple(record.addrs),
+                relayed=record.relayed,
             )
             for record in own
         ),

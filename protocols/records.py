@@ -48,6 +48,7 @@ class ServerRecord:
         protocols: the protocol ids it speaks.
         codecs: ids it reads.
         public_name: what its owner calls it, may be empty.
+        relayed: others reach it through relays only, unless they punch through to it.
     """
 
     peer: str
@@ -67,6 +68,7 @@ class ServerRecord:
     protocols: tuple[str, ...]
     public_name: str = ""
     codecs: tuple[int, ...] = (CODEC_RAW,)
+    relayed: bool = False
 
 
 def sign_record(record: ServerRecord, sign: Callable[[bytes], bytes]) -> bytes:
@@ -128,6 +130,7 @@ def _to_map(record: ServerRecord) -> dict[str, object]:
         "protocols": record.protocols,
         "public_name": record.public_name,
         **({"codecs": record.codecs} if record.codecs != (CODEC_RAW,) else {}),
+        **({"relayed": True} if record.relayed else {}),
     }
 
 
@@ -160,4 +163,5 @@ def _read(fields: Fields) -> ServerRecord:
         protocols=fields.texts("protocols", limits.MAX_PROTOCOLS, limits.MAX_PROTOCOL_CHARS),
         public_name=fields.text("public_name", limits.MAX_PUBLIC_NAME_CHARS),
         codecs=read_codecs(fields) if fields.has("codecs") else (CODEC_RAW,),
+        relayed=fields.flag("relayed") if fields.has("relayed") else False,
     )

@@ -53,7 +53,10 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """One server of a model, as its own signed record says. `confirmed`: it has answered for itself just now."""
+    """One server of a model, as its own signed record says. `confirmed`: it has answered for itself just now.
+
+    `relayed`: others reach it through relays only, unless they punch through to it.
+    """
 
     peer_id: str
     blocks: tuple[int, int]
@@ -65,6 +68,7 @@ class ServerStatus:
     prefill_tokens_per_second: float
     public_name: str
     addrs: tuple[str, ...]
+    relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

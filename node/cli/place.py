@@ -36,13 +36,14 @@ FIRST_PEER_SECONDS: Final = 5.0
 
 @asynccontextmanager
 async def open_standing_node(
-    call: Call, *, listen: tuple[str, ...], identity: Path | None = None
+    call: Call, *, listen: tuple[str, ...], identity: Path | None = None, relays: bool = False
 ) -> AsyncIterator[Node]:
     """A node that others find again: it keeps its key, listens, and says where.
 
     Args:
         listen: where, unless the settings say otherwise.
         identity: its key file, unless the settings say otherwise; None is the first free one of the state folder.
+        relays: whether others may be reached through it.
     """
     settings = call.settings
     with claim_identity(settings.identity or identity) as own:
@@ -55,6 +56,7 @@ async def open_standing_node(
             allow_peers=settings.allow_peer,
             deny_peers=settings.deny_peer,
             compression=settings.compression,
+            relays=relays,
             progress=call.progress,
         ) as node:
             call.voice.say(Listening(peer_id=node.peer_id, addrs=tuple(node.addrs)))

@@ -69,4 +69,5 @@ def _server(server: seen.ServerStatus) -> ServerStatus:
         prefill_tokens_per_second=server.prefill_tokens_per_second,
         public_name=server.public_name,
         addrs=server.addrs,
+        relayed=server.relayed,
     )

@@ -77,7 +77,7 @@ def _server(server: ServerStatus) -> tuple[str, ...]:
     return (
         short_peer(server.peer_id),
         f"{start}:{end}",
-        harmless(server.state) + ("" if server.confirmed else ", no answer"),
+        harmless(server.state) + (", relayed" if server.relayed else "") + ("" if server.confirmed else ", no answer"),
         f"{server.decode_tokens_per_second:.1f}",
         f"{server.prefill_tokens_per_second:.0f}",
         str(server.cache_tokens_left),

@@ -140,6 +140,7 @@ class MemoryNetwork:
         self._known: set[str] = set()
         self._running: set[trio.CancelScope] = set()
         self.alive = True
+        self.is_relayed = False
         self.number = number
         self.listens = f"/ip4/10.0.{number // 250}.{number % 250 + 1}/tcp/4001"
 

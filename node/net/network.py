@@ -67,6 +67,10 @@ class Network(Protocol):
         """The full multiaddrs we listen on, `/p2p/<peer>` at the end of each."""
 
     @property
+    def is_relayed(self) -> bool:
+        """Whether others reach us through relays only, unless they punch through to us."""
+
+    @property
     def connected(self) -> tuple[str, ...]:
         """The peer ids we have a connection to now."""
 

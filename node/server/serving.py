@@ -12,6 +12,7 @@ import trio
 from swarmnode.models.span import Span
 from swarmnode.node.codec import Compression
 from swarmnode.node.defaults import CLOSE_SECONDS, RECORD_LIFETIME_SECONDS
+from swarmnode.node.net.circuits import without_peer
 from swarmnode.node.net.network import Network
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.ids import SESSION, SPOKEN
@@ -99,9 +100,10 @@ class Serving:
             cache_tokens_left=self._admission.tokens_left,
             decode_tokens_per_second=decode,
             prefill_tokens_per_second=prefill,
-            addrs=tuple(addr.partition("/p2p/")[0] for addr in self._network.addrs)[:MAX_ADDRS],
+            addrs=tuple(map(without_peer, self._network.addrs))[:MAX_ADDRS],
             protocols=SPOKEN,
             public_name=self.offer.public_name,
+            relayed=self._network.is_relayed,
             codecs=KNOWN_CODECS,
         )
 

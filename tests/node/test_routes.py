@@ -26,6 +26,7 @@ def record(
     state: str = "online",
     left: int = 1000,
     num_blocks: int = BLOCKS,
+    relayed: bool = False,
 ) -> ServerRecord:
     return ServerRecord(
         peer=peer,
@@ -44,6 +45,7 @@ def record(
         addrs=(f"/memory/{peer}",),
         protocols=(),
         public_name="",
+        relayed=relayed,
     )
 
 
@@ -78,6 +80,14 @@ def test_prefers_who_is_online_and_has_room() -> None:
     assert hops(joining, full, online, tokens=100) == [("c", 0, 12)]
     assert hops(joining, full, tokens=10) == [("b", 0, 12)]
     assert hops(joining) == [("a", 0, 12)]
+
+
+def test_a_relayed_server_is_used_where_it_is_much_quicker_or_the_only_one() -> None:
+    relayed = record("a", 0, 12, rate=20.0, relayed=True)
+    assert hops(relayed, record("b", 0, 12, rate=15.0)) == [("b", 0, 12)]
+    assert hops(relayed, record("b", 0, 12, rate=5.0)) == [("a", 0, 12)]
+    assert hops(relayed) == [("a", 0, 12)]
+    assert hops(relayed, record("b", 0, 12, state="joining")) == [("a", 0, 12)]
 
 
 def test_names_exactly_the_gaps() -> None:

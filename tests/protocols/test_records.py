@@ -45,6 +45,7 @@ def records(draw: st.DrawFn) -> ServerRecord:
         prefill_tokens_per_second=draw(speeds),
         addrs=tuple(draw(said.addrs)),
         public_name=draw(said.printable)[: limits.MAX_PUBLIC_NAME_CHARS],
+        relayed=draw(st.booleans()),
     )
 
 
@@ -56,6 +57,13 @@ def test_round_trip(record: ServerRecord) -> None:
 def test_whole_numbers_may_stand_for_fractions_and_unknown_fields_are_ignored() -> None:
     record = open_record(forged(lifetime_seconds=30, decode_tokens_per_second=4, region="eu", taps=[1, {"a": b""}]))
     assert record == server_record(1, lifetime_seconds=30.0, decode_tokens_per_second=4.0)
+
+
+def test_a_record_without_the_mark_is_of_a_server_that_can_be_dialled() -> None:
+    assert open_record(forged(relayed=None)) == RECORD
+    assert open_record(forged(relayed=True)).relayed
+    with pytest.raises(ProtocolViolation, match="relayed"):
+        open_record(forged(relayed=1))
 
 
 @given(st.integers(0), st.integers(1, 255))
