@@ -24,6 +24,7 @@ fn model_digest(py: Python<'_>, config: &[u8], index: &[u8]) -> PyResult<[u8; 32
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let names = [
         "BadMessage",
+        "Bell",
         "Body",
         "Connection",
         "Operation",

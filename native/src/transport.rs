@@ -34,6 +34,7 @@ create_exception!(_native, BadMessage, PyValueError, "What came is no message.")
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("TransportError", module.py().get_type::<TransportError>())?;
     module.add("BadMessage", module.py().get_type::<BadMessage>())?;
+    module.add_class::<PyBell>()?;
     module.add_class::<Transport>()?;
     module.add_class::<Operation>()?;
     module.add_class::<Connection>()?;
@@ -61,6 +62,25 @@ fn pair(addr: SocketAddr) -> (String, u16) {
     (addr.ip().to_canonical().to_string(), addr.port())
 }
 
+/// What rings for all transports of one event loop.
+#[pyclass(frozen, module = "swarmnode._native", name = "Bell")]
+struct PyBell(Arc<Bell>);
+
+#[pymethods]
+impl PyBell {
+    #[new]
+    fn new(handle: i64) -> PyResult<Self> {
+        Ok(Self(Bell::new(Box::new(Writes(Mutex::new(handles::copy(handle)?))))))
+    }
+
+    /// Tokens of what is worth polling again.
+    fn drain(&self) -> Vec<u64> {
+        let mut ready = Vec::new();
+        self.0.drain(&mut ready);
+        ready
+    }
+}
+
 /// One node's transport: its thread, its sockets.
 #[pyclass(frozen, module = "swarmnode._native")]
 struct Transport {
@@ -71,17 +91,9 @@ struct Transport {
 #[pymethods]
 impl Transport {
     #[new]
-    fn new(py: Python<'_>, seed: [u8; 32], bell: i64) -> PyResult<Self> {
-        let bell = Bell::new(Box::new(Writes(Mutex::new(handles::copy(bell)?))));
+    fn new(py: Python<'_>, seed: [u8; 32], bell: &PyBell) -> PyResult<Self> {
         let node = py.detach(|| transport::Node::new(seed)).map_err(raise)?;
-        Ok(Self { node, bell })
-    }
-
-    /// Tokens of what is worth polling again.
-    fn drain(&self) -> Vec<u64> {
-        let mut ready = Vec::new();
-        self.bell.drain(&mut ready);
-        ready
+        Ok(Self { node, bell: Arc::clone(&bell.0) })
     }
 
     fn listen(&self, py: Python<'_>, socket: i64) -> PyResult<(String, u16)> {
@@ -208,6 +220,11 @@ impl Connection {
     #[getter]
     fn remote_addr(&self) -> Option<(String, u16)> {
         self.inner.remote_addr().map(pair)
+    }
+
+    #[getter]
+    fn near(&self) -> bool {
+        self.inner.near()
     }
 
     #[getter]

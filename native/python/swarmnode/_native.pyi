@@ -6,6 +6,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "BadMessage",
+    "Bell",
     "Body",
     "Connection",
     "Operation",
@@ -72,8 +73,8 @@ def frame_checksum(*parts: Buffer) -> int:
 def model_digest(config: bytes, index: bytes) -> bytes:
     """SHA-256 of a model's config and weights index, both JSON objects."""
 
-# The transport. A call takes what is there at once and gives None when it must be made again after `Transport.drain`
-# has named its token. One reader and one writer of a stream at a time.
+# The transport. A call takes what is there at once and gives None when it must be made again after `Bell.drain` has
+# named its token. One reader and one writer of a stream at a time.
 
 class TransportError(Exception):
     """A connection or a stream is gone, or never came about."""
@@ -82,14 +83,21 @@ class BadMessage(ValueError):
     """What came is no message."""
 
 @final
-class Transport:
-    """One node's transport: its thread, its sockets. Not to be made before a fork."""
+class Bell:
+    """What rings for all transports of one event loop."""
 
-    def __new__(cls, seed: bytes, bell: int) -> Transport:
-        """`seed` is that of the Ed25519 key, `bell` a handle to which eight bytes are written when `drain` is due."""
+    def __new__(cls, handle: int) -> Bell:
+        """Eight bytes are written to `handle` when `drain` is due."""
 
     def drain(self) -> list[int]:
         """The tokens that have become ready since the last call."""
+
+@final
+class Transport:
+    """One node's transport: its thread, its sockets. Not to be made before a fork."""
+
+    def __new__(cls, seed: bytes, bell: Bell) -> Transport:
+        """`seed` is that of the Ed25519 key."""
 
     def listen(self, socket: int) -> tuple[str, int]:
         """Take over a bound UDP socket. Connections come in over it, go out over it, holes are punched from it."""
@@ -126,6 +134,10 @@ class Connection:
     @property
     def remote_addr(self) -> tuple[str, int] | None:
         """None when it runs inside of another connection."""
+
+    @property
+    def near(self) -> bool:
+        """Whether the other end is on this machine."""
 
     @property
     def closed(self) -> bool: ...

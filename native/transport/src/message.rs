@@ -153,9 +153,11 @@ impl Reader {
         while self.have < end {
             let at = self.have - lengths.body_start;
             let rest = match (self.lent, into.as_mut()) {
-                (true, Some(memory)) => memory.get_mut(at..lengths.body).unwrap_or_default(),
-                (true, None) => return Poll::Ready(Err(Error::Misuse("the memory for the body is missing"))),
                 (false, _) => self.body.room(at, lengths.body),
+                (true, memory) => match memory.and_then(|memory| memory.get_mut(at..lengths.body)) {
+                    Some(rest) => rest,
+                    None => return Poll::Ready(Err(Error::Misuse("the memory for the body is missing"))),
+                },
             };
             let some = ready!(read(rest))?;
             self.checksum = crc32c::crc32c_append(self.checksum, rest.get(..some).unwrap_or_default());

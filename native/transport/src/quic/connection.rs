@@ -65,6 +65,11 @@ impl Connection {
         self.inner.remote_address()
     }
 
+    pub(crate) fn near(&self) -> bool {
+        let remote = self.inner.remote_address().ip().to_canonical();
+        remote.is_loopback() || self.inner.local_ip().is_some_and(|local| local.to_canonical() == remote)
+    }
+
     pub(crate) fn open(&self) -> Pending<muxed::Stream> {
         let (connection, counts) = (self.inner.clone(), Arc::clone(&self.shared.counts));
         Box::pin(async move {

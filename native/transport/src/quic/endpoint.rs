@@ -36,6 +36,11 @@ impl Setup {
             accepted,
         }))
     }
+
+    /// The seats that all connections of the node take, whatever they run over.
+    pub(crate) fn seats(&self) -> Arc<Seats> {
+        Arc::clone(&self.seats)
+    }
 }
 
 /// One socket.
@@ -98,10 +103,6 @@ impl Endpoint {
     /// End all connections and say so.
     pub(crate) fn close(&self) {
         self.quinn.close(VarInt::from_u32(0), b"");
-    }
-
-    pub(crate) async fn wait_idle(&self) {
-        self.quinn.wait_idle().await;
     }
 }
 

@@ -6,5 +6,6 @@ mod endpoint;
 mod stream;
 
 pub use connection::Connection;
+pub(crate) use connection::Seats;
 pub(crate) use endpoint::{Endpoint, Setup, punch};
 pub use stream::Stream;
