@@ -238,13 +238,15 @@ def _decode_lossless(parts: list[bytes], header: Header) -> torch.Tensor:
         low, middle, high = rest
         bits = high >> 7 << 31 | exponents << 23 | (high & 0x7F) << 16 | middle << 8 | low
         signed = (bits ^ 1 << 31) - (1 << 31)
-        return signed.to(torch.int32).view(torch.float32).reshape(header.rows, header.cols)
+        floats: torch.Tensor = signed.to(torch.int32).view(torch.float32)
+        return floats.reshape(header.rows, header.cols)
     if header.dtype == torch.bfloat16:
         bits = rest[0] >> 7 << 15 | exponents << 7 | rest[0] & 0x7F
     else:
         bits = exponents << 8 | rest[0]
     signed = (bits ^ 1 << 15) - (1 << 15)
-    return signed.to(torch.int16).view(header.dtype).reshape(header.rows, header.cols)
+    halves: torch.Tensor = signed.to(torch.int16).view(header.dtype)
+    return halves.reshape(header.rows, header.cols)
 
 
 # The rotation
@@ -410,7 +412,7 @@ _FP8: Final = {E4M3: (torch.float8_e4m3fn, 448.0), E5M2: (torch.float8_e5m2, 57_
 def _encode_fp8(values: torch.Tensor, header: Header, zstd_level: int) -> list[bytes]:
     kind, most = _FP8[header.scheme]
     scales, codes = [], []
-    for piece in values.to(torch.float32).split(header.group or header.cols, dim=1):
+    for piece in torch.split(values.to(torch.float32), header.group or header.cols, dim=1):
         scale = _scale(piece.abs().amax(dim=1, keepdim=True), most)
         scales.append(scale)
         codes.append(_over(piece, scale).clamp(-most, most).to(kind).view(torch.uint8))

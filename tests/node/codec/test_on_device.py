@@ -17,7 +17,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def native(values: torch.Tensor) -> bytes:
     number = DTYPE_NUMBERS[str(values.dtype).removeprefix("torch.")]
     memory = values.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return bytes(codec_encode(CODEC_H8, number, *values.shape, memory))
+    rows, cols = values.shape
+    return bytes(codec_encode(CODEC_H8, number, rows, cols, memory))
 
 
 @settings(max_examples=60, deadline=None)
