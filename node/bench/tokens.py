@@ -22,6 +22,7 @@ from swarmnode.models.bundled import BUNDLED_NAME
 from swarmnode.models.settings import Sampling
 from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.node.cli.main import main
+from swarmnode.node.codec import COMPRESSIONS
 from swarmnode.node.demo import begin_bootstrap, equal_shares, make_servers, process_environment, serve_shares
 from swarmnode.node.library import Model, open_node
 from swarmnode.node.processes import OwnProcess, listening_to
@@ -48,6 +49,7 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     parser.add_argument("--prompt-tokens", type=int, default=8, help="of the decode samples")
     parser.add_argument("--prefill-tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compression", default="auto", choices=COMPRESSIONS, help="of the swarms")
     asked = parser.parse_args(argv)
     set_up_libraries(debug=False)  # this process computes under the rules of every command, so plain transformers does
     environ = process_environment(os.environ)
@@ -79,8 +81,10 @@ async def _measure(
             await stack.enter_async_context(listening_to([bootstrap, *servers], lambda *_: None))
         for bootstrap, servers in swarms:
             shares = equal_shares(checkpoint.num_blocks, len(servers))
-            address = await serve_shares(bootstrap, servers, environ, model=asked.model, shares=shares)
-            node = await stack.enter_async_context(open_node(join=[address], listen=()))
+            address = await serve_shares(
+                bootstrap, servers, environ, model=asked.model, shares=shares, compression=asked.compression
+            )
+            node = await stack.enter_async_context(open_node(join=[address], listen=(), compression=asked.compression))
             model = await node.load(asked.model, dtype="float32", device="cpu")
             contenders[f"swarm_of_{len(servers)}"] = partial(_sample_swarm, model, short, long, asked.new_tokens)
         for contender in contenders.values():
