@@ -22,7 +22,8 @@ impl Carrier {
         let options = SockRef::from(&socket);
         // Each is a help, none is needed; some systems lack some.
         let _ = options.set_tcp_nodelay(true);
-        let alive = TcpKeepalive::new().with_time(limits::TCP_PROBE_AFTER).with_interval(limits::TCP_PROBE_EVERY);
+        let alive =
+            TcpKeepalive::new().with_time(limits::TCP_PROBE_AFTER).with_interval(limits::TCP_PROBE_EVERY);
         #[cfg(not(any(target_os = "openbsd", target_os = "solaris")))]
         let alive = alive.with_retries(limits::TCP_PROBES);
         let _ = options.set_tcp_keepalive(&alive);
@@ -37,6 +38,14 @@ impl Carrier {
             Self::Tcp(socket) => socket.peer_addr().ok(),
             Self::Stream(_) => None,
         }
+    }
+
+    /// Whether the other end is on this machine.
+    pub(crate) fn near(&self) -> bool {
+        let Self::Tcp(socket) = self else { return false };
+        let (Ok(remote), Ok(local)) = (socket.peer_addr(), socket.local_addr()) else { return false };
+        let remote = remote.ip().to_canonical();
+        remote.is_loopback() || local.ip().to_canonical() == remote
     }
 
     /// Bytes that have come, 0 at the end.

@@ -5,14 +5,19 @@
 //! is worth another look.
 
 pub mod bell;
+mod carrier;
 pub mod channel;
 pub mod error;
 pub mod limits;
 pub mod message;
 pub mod muxed;
 pub mod node;
+mod noise;
 pub mod quic;
+mod select;
+mod tcp;
 mod tls;
+pub mod yamux;
 
 pub use error::Error;
 pub use muxed::{Connection, Pending, Stream};

@@ -74,5 +74,56 @@ pub const PUNCH_PAUSE: std::ops::Range<u64> = 10..200;
 /// Longest run of punching that is done on one call.
 pub const MAX_PUNCH_TIME: Duration = Duration::from_secs(10);
 
-/// How long the last packets may take when a node closes.
-pub const CLOSE_TIME: Duration = Duration::from_millis(200);
+/// How long a closing node waits for its last packets to leave; who does not get them notices after [`IDLE_TIME`].
+pub const CLOSE_TIME: Duration = Duration::from_millis(5);
+
+/// How long to wait before accepting again when the system has no file descriptor left.
+pub const ACCEPT_RETRY_TIME: Duration = Duration::from_millis(100);
+
+/// Data of a TCP connection that is not acknowledged for so long ends it.
+pub const TCP_UNACKNOWLEDGED: Duration = Duration::from_secs(8);
+
+/// An idle TCP connection is probed by the kernel after so long …
+pub const TCP_PROBE_AFTER: Duration = Duration::from_secs(10);
+
+/// … so often …
+pub const TCP_PROBE_EVERY: Duration = Duration::from_secs(3);
+
+/// … and ends when so many probes have no answer.
+pub const TCP_PROBES: u32 = 3;
+
+/// The heartbeat of a yamux connection.
+pub const TICK: Duration = Duration::from_secs(1);
+
+/// With streams open and nothing heard for so many ticks, the other end is asked for a sign of life …
+pub const PING_AFTER_TICKS: u32 = 2;
+
+/// … and given up after so many: on a slow link an answer stands behind a backlog of other bytes.
+pub const SILENT_TICKS: u32 = 6;
+
+/// A yamux stream that we have closed waits so many ticks for the other end to close it, too; then it is reset.
+pub const LINGER_TICKS: u32 = 5;
+
+/// Inbound yamux streams that nobody has taken up yet.
+pub const MAX_WAITING_STREAMS: usize = 256;
+
+/// Sealed bytes that the kernel has not taken; above it writers wait.
+pub const MAX_BACKLOG_BYTES: usize = 256 << 10;
+
+/// What may pile up beyond that because the other end makes us answer and does not read; then it is cut off.
+pub const MAX_REPLY_BYTES: usize = 1 << 20;
+
+/// Answers that one read may call for: as many as its bytes hold frames, rounded up.
+pub const MAX_REPLIES: usize = 32 << 10;
+
+/// A buffer larger than this is given back when it is empty.
+pub const KEPT_BYTES: usize = 64 << 10;
+
+/// What one read takes from a socket.
+pub const READ_BYTES: usize = 256 << 10;
+
+/// Reads of one connection before it is the others' turn.
+pub const READS_IN_A_ROW: usize = 8;
+
+/// How long the other end may take to hang up after our good-bye.
+pub const LEAVE_TIME: Duration = Duration::from_millis(200);

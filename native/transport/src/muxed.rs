@@ -4,7 +4,7 @@
 //! and none needs to be inside of the runtime.
 
 use crate::error::Error;
-use crate::quic;
+use crate::{quic, yamux};
 use libp2p_identity::PeerId;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -41,6 +41,8 @@ pub struct Stats {
 pub enum Connection {
     /// Over UDP.
     Quic(quic::Connection),
+    /// Over TCP, or inside of another connection.
+    Yamux(yamux::Connection),
 }
 
 impl Connection {
@@ -48,6 +50,7 @@ impl Connection {
     pub fn peer(&self) -> PeerId {
         match self {
             Self::Quic(connection) => connection.peer(),
+            Self::Yamux(connection) => connection.peer(),
         }
     }
 
@@ -55,6 +58,7 @@ impl Connection {
     pub fn opened_by_us(&self) -> bool {
         match self {
             Self::Quic(connection) => connection.opened_by_us(),
+            Self::Yamux(connection) => connection.opened_by_us(),
         }
     }
 
@@ -62,6 +66,15 @@ impl Connection {
     pub fn remote_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Quic(connection) => Some(connection.remote_addr()),
+            Self::Yamux(connection) => connection.remote_addr(),
+        }
+    }
+
+    /// Whether the other end is on this machine, so that nothing goes over a wire.
+    pub fn near(&self) -> bool {
+        match self {
+            Self::Quic(connection) => connection.near(),
+            Self::Yamux(connection) => connection.near(),
         }
     }
 
@@ -69,6 +82,7 @@ impl Connection {
     pub fn open(&self) -> Pending<Stream> {
         match self {
             Self::Quic(connection) => connection.open(),
+            Self::Yamux(connection) => connection.open(),
         }
     }
 
@@ -76,6 +90,7 @@ impl Connection {
     pub fn accept(&self) -> Pending<Stream> {
         match self {
             Self::Quic(connection) => connection.accept(),
+            Self::Yamux(connection) => connection.accept(),
         }
     }
 
@@ -83,6 +98,7 @@ impl Connection {
     pub fn ended(&self) -> Pending<Error> {
         match self {
             Self::Quic(connection) => connection.ended(),
+            Self::Yamux(connection) => connection.ended(),
         }
     }
 
@@ -90,6 +106,7 @@ impl Connection {
     pub fn end(&self) -> Option<Error> {
         match self {
             Self::Quic(connection) => connection.end(),
+            Self::Yamux(connection) => connection.end(),
         }
     }
 
@@ -97,6 +114,7 @@ impl Connection {
     pub fn close(&self) {
         match self {
             Self::Quic(connection) => connection.close(),
+            Self::Yamux(connection) => connection.close(),
         }
     }
 
@@ -104,6 +122,7 @@ impl Connection {
     pub fn open_streams(&self) -> usize {
         match self {
             Self::Quic(connection) => connection.open_streams(),
+            Self::Yamux(connection) => connection.open_streams(),
         }
     }
 
@@ -115,6 +134,7 @@ impl Connection {
     pub fn exporter(&self, label: &[u8], context: &[u8], length: usize) -> Result<Vec<u8>, Error> {
         match self {
             Self::Quic(connection) => connection.exporter(label, context, length),
+            Self::Yamux(connection) => connection.exporter(label, context, length),
         }
     }
 
@@ -122,6 +142,7 @@ impl Connection {
     pub fn ping(&self) -> Pending<Duration> {
         match self {
             Self::Quic(connection) => connection.ping(),
+            Self::Yamux(connection) => connection.ping(),
         }
     }
 
@@ -129,6 +150,7 @@ impl Connection {
     pub fn stats(&self) -> Stats {
         match self {
             Self::Quic(connection) => connection.stats(),
+            Self::Yamux(connection) => connection.stats(),
         }
     }
 }
@@ -139,6 +161,8 @@ impl Connection {
 pub enum Stream {
     /// Of a QUIC connection.
     Quic(quic::Stream),
+    /// Of a connection over TCP or inside of another.
+    Yamux(yamux::Stream),
 }
 
 impl Stream {
@@ -150,6 +174,7 @@ impl Stream {
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<usize, Error>> {
         match self {
             Self::Quic(stream) => stream.poll_read(cx, buffer),
+            Self::Yamux(stream) => stream.poll_read(cx, buffer),
         }
     }
 
@@ -161,6 +186,7 @@ impl Stream {
     pub fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Error>> {
         match self {
             Self::Quic(stream) => stream.poll_write(cx, data),
+            Self::Yamux(stream) => stream.poll_write(cx, data),
         }
     }
 
@@ -172,6 +198,7 @@ impl Stream {
     pub fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match self {
             Self::Quic(stream) => stream.poll_finish(cx),
+            Self::Yamux(stream) => stream.poll_finish(cx),
         }
     }
 
@@ -179,6 +206,7 @@ impl Stream {
     pub fn close(&self) {
         match self {
             Self::Quic(stream) => stream.close(),
+            Self::Yamux(stream) => stream.close(),
         }
     }
 
@@ -186,6 +214,7 @@ impl Stream {
     pub fn reset(&self, code: u64) {
         match self {
             Self::Quic(stream) => stream.reset(code),
+            Self::Yamux(stream) => stream.reset(code),
         }
     }
 
@@ -193,6 +222,7 @@ impl Stream {
     pub fn queued(&self, change: isize) {
         match self {
             Self::Quic(stream) => stream.queued(change),
+            Self::Yamux(stream) => stream.queued(change),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! One node's transport: its thread, its sockets, the connections that come in.
 
+use crate::carrier::Carrier;
 use crate::error::Error;
 use crate::limits;
-use crate::muxed::{Connection, Pending};
+use crate::muxed::{Connection, Pending, Stream};
 use crate::quic::{self, Endpoint, Setup};
+use crate::tcp;
 use libp2p_identity::{Keypair, PeerId};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -18,6 +20,7 @@ pub struct Node {
     peer: PeerId,
     runtime: Handle,
     setup: Arc<Setup>,
+    tcp: Arc<tcp::Setup>,
     endpoints: Mutex<Vec<Endpoint>>,
     incoming: Arc<AsyncMutex<mpsc::Receiver<Connection>>>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
@@ -34,7 +37,8 @@ impl Node {
         let keypair =
             Keypair::ed25519_from_bytes(seed).map_err(|_| Error::Misuse("the seed has 32 bytes"))?;
         let (accepted, incoming) = mpsc::channel(limits::MAX_WAITING_CONNECTIONS);
-        let setup = Setup::new(&keypair, accepted)?;
+        let setup = Setup::new(&keypair, accepted.clone())?;
+        let tcp = tcp::Setup::new(&keypair, setup.seats(), accepted)?;
         let no_thread = |error: std::io::Error| Error::Lost(format!("no thread can be started ({error})"));
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
@@ -51,6 +55,7 @@ impl Node {
             peer: keypair.public().to_peer_id(),
             runtime: handle,
             setup,
+            tcp,
             endpoints: Mutex::default(),
             incoming: Arc::new(AsyncMutex::new(incoming)),
             stop: Mutex::new(Some(stop)),
@@ -84,9 +89,40 @@ impl Node {
             Ok(endpoint) => endpoint,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
+        self.dialling(async move { endpoint.dial(addr, peer).await })
+    }
+
+    /// Take connections over a listening TCP socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] when the socket is of no use.
+    pub fn listen_tcp(&self, listener: TcpListener) -> Result<SocketAddr, Error> {
+        let _inside = self.runtime.enter();
+        self.tcp.listen(listener)
+    }
+
+    /// Connect to a peer over TCP; any other that answers there is refused.
+    pub fn dial_tcp(&self, addr: SocketAddr, peer: PeerId) -> Pending<Connection> {
+        let tcp = Arc::clone(&self.tcp);
+        self.dialling(async move { tcp.dial(addr, peer).await })
+    }
+
+    /// Make a connection inside of another one's stream. `expected` is whom we have reached by it, `None` when it has
+    /// reached us.
+    pub fn upgrade(&self, stream: Stream, expected: Option<PeerId>) -> Pending<Connection> {
+        let tcp = Arc::clone(&self.tcp);
+        self.dialling(async move { tcp.upgrade(Carrier::Stream(stream), expected).await })
+    }
+
+    /// Do this on the runtime; a connection that nobody waits for any more is closed.
+    fn dialling(
+        &self,
+        dial: impl Future<Output = Result<Connection, Error>> + Send + 'static,
+    ) -> Pending<Connection> {
         let (done, result) = oneshot::channel();
         let task = self.runtime.spawn(async move {
-            if let Err(Ok(unwanted)) = done.send(endpoint.dial(addr, peer).await) {
+            if let Err(Ok(unwanted)) = done.send(dial.await) {
                 unwanted.close();
             }
         });
@@ -120,17 +156,13 @@ impl Node {
     pub fn close(&self) {
         let endpoints = std::mem::take(&mut *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let tcp = Arc::clone(&self.tcp);
         self.runtime.spawn(async move {
+            tcp.close();
             for endpoint in &endpoints {
                 endpoint.close();
             }
-            // The last packets are out after the first look; waiting on lets the other ends answer.
-            let _ = tokio::time::timeout(limits::CLOSE_TIME, async {
-                for endpoint in &endpoints {
-                    endpoint.wait_idle().await;
-                }
-            })
-            .await;
+            tokio::time::sleep(limits::CLOSE_TIME).await;
             let _ = stop.send(());
         });
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {

@@ -7,5 +7,5 @@ mod stream;
 mod table;
 
 pub use connection::Connection;
-pub(crate) use connection::{PROTOCOL, Start};
+pub(crate) use connection::{PROTOCOL, Start, Weak};
 pub use stream::Stream;

@@ -6,12 +6,14 @@
 use super::frame::{ACK, FIN, Header, Kind, RST, SYN};
 use crate::error::Error;
 use crate::limits;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BytesMut};
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 
 /// What either end may send before the other has read anything (yamux specification).
 const INITIAL_WINDOW_BYTES: u32 = 256 << 10;
+/// The least that a chunk of what came has room for.
+const CHUNK_BYTES: usize = 4 << 10;
 /// Why a connection goes away: nothing is wrong, or the other end broke the protocol.
 pub(super) const MEANT: u32 = 0;
 pub(super) const VIOLATION: u32 = 1;
@@ -36,7 +38,7 @@ pub(super) struct Table {
 
 #[derive(Debug)]
 struct Flow {
-    chunks: VecDeque<Bytes>,
+    chunks: VecDeque<BytesMut>,
     buffered_bytes: u32,
     /// What the other end should be able to have under way.
     window_bytes: u32,
@@ -105,7 +107,12 @@ impl Table {
         Ok(id)
     }
 
-    pub(super) fn read(&mut self, id: u32, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<usize, Error>> {
+    pub(super) fn read(
+        &mut self,
+        id: u32,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<Result<usize, Error>> {
         let sluggish = self.sluggish();
         let Some(flow) = self.flows.get_mut(&id) else { return Poll::Ready(Err(self.gone())) };
         if flow.closed {
@@ -186,7 +193,8 @@ impl Table {
     pub(super) fn close(&mut self, id: u32) {
         let Some(flow) = self.flows.get_mut(&id) else { return };
         flow.closed = true;
-        self.buffered_bytes = self.buffered_bytes.saturating_sub(usize::try_from(flow.buffered_bytes).unwrap_or(0));
+        self.buffered_bytes =
+            self.buffered_bytes.saturating_sub(usize::try_from(flow.buffered_bytes).unwrap_or(0));
         flow.buffered_bytes = 0;
         flow.chunks.clear();
         let (finish, done) = (!flow.fin_sent, flow.fin_received);
@@ -257,7 +265,15 @@ impl Table {
                 return Err("more than may wait to be read");
             }
             flow.buffered_bytes += u32::try_from(data.len()).unwrap_or(u32::MAX);
-            flow.chunks.push_back(Bytes::copy_from_slice(data));
+            // Frames of single bytes must not cost a chunk each.
+            match flow.chunks.back_mut().filter(|chunk| chunk.capacity() - chunk.len() >= data.len()) {
+                Some(chunk) => chunk.extend_from_slice(data),
+                None => {
+                    let mut chunk = BytesMut::with_capacity(data.len().max(CHUNK_BYTES));
+                    chunk.extend_from_slice(data);
+                    flow.chunks.push_back(chunk);
+                }
+            }
             self.wake.extend(flow.reader.take());
         }
         if last {
@@ -332,7 +348,8 @@ impl Table {
     /// Take a stream out; whether it was there.
     fn forget(&mut self, id: u32) -> bool {
         let Some(mut flow) = self.flows.remove(&id) else { return false };
-        self.buffered_bytes = self.buffered_bytes.saturating_sub(usize::try_from(flow.buffered_bytes).unwrap_or(0));
+        self.buffered_bytes =
+            self.buffered_bytes.saturating_sub(usize::try_from(flow.buffered_bytes).unwrap_or(0));
         self.wake.extend(flow.reader.take().into_iter().chain(flow.writer.take()));
         if self.is_theirs(id) {
             self.theirs -= 1;
