@@ -44,6 +44,7 @@ class MessageStream:
         self._stream = stream
         self._reader = FrameReader(max_body_bytes)
         self._meter = LinkMeter()
+        self._known = self._ask_link()
         self._pings: dict[int, float] = {}
         self._next_ping = 0
         self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
@@ -55,8 +56,8 @@ class MessageStream:
 
     @property
     def link(self) -> Link:
-        """What is known of the way to the peer."""
-        return self._meter.link(getattr(self._stream, "link", Link()))
+        """What is known of the way to the peer, as of the last ping. May be read from any thread."""
+        return self._meter.link(self._known)
 
     def ping(self) -> None:
         """Ask for a sign of life, if there is room to. Raises `PeerLost`."""
@@ -71,6 +72,7 @@ class MessageStream:
         asked = self._pings.pop(nonce, None)
         if asked is not None:
             self._meter.answered(time.perf_counter() - asked)
+            self._known = self._ask_link()
 
     async def receive(self) -> tuple[Message, memoryview] | None:
         """The next message and its body; None once the peer has finished.
@@ -155,6 +157,9 @@ class MessageStream:
         """Drop the stream. Never raises."""
         self.finish()
         await self._stream.reset()
+
+    def _ask_link(self) -> Link:
+        return getattr(self._stream, "link", Link())
 
     def _gone(self) -> PeerLost:
         return PeerLost(f"The stream to {self.peer} is closed.", peer=self.peer)
