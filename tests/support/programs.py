@@ -25,15 +25,15 @@ Event = dict[str, Any]
 
 
 class Program:
-    """One `swarmnode ARGS --json` process."""
+    """One `swarmnode ARGS --json` process; `prefix` goes before its command, to run it elsewhere."""
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *args: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.args = args
         self.events: list[Event] = []
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._stderr: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "swarmnode.node.cli.main", *args, "--json"],
+            [*prefix, sys.executable, "-m", "swarmnode.node.cli.main", *args, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

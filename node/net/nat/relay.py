@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
 
 from swarmnode.errors import PeerFault, PeerLost
-from swarmnode.node.background import together
+from swarmnode.node.background import race, together
 from swarmnode.node.net.circuits import host_of
 from swarmnode.node.net.network import Stream
 
@@ -145,15 +145,12 @@ class Relay:
                     await trio.sleep(delay)
             await sink.send_eof()
 
-        async def watch(scope: trio.CancelScope) -> None:
+        async def watch() -> None:
             while (until := last_bytes + MAX_IDLE_SECONDS) > trio.current_time():  # noqa: ASYNC110 - it moves on
                 await trio.sleep_until(until)
-            scope.cancel()
+
+        def both_ways() -> Awaitable[None]:
+            return together(lambda: carry(one, other), lambda: carry(other, one))
 
         with trio.move_on_after(MAX_CIRCUIT_SECONDS), suppress(PeerLost):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch, nursery.cancel_scope)
-                try:
-                    await together(lambda: carry(one, other), lambda: carry(other, one))
-                finally:
-                    nursery.cancel_scope.cancel()
+            await race(both_ways, watch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -127,7 +127,8 @@ async def test_nobody_is_reached_without_a_place() -> None:
             await client.connect(server.addrs[0])
 
 
-async def test_a_relay_cannot_bring_one_peer_under_anothers_name() -> None:
+async def test_a_relay_cannot_bring_one_peer_under_anothers_name(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     async with three() as (relay, server, client):
         await client.connect(relay.addrs[0])
         claimed = create_identity().peer
@@ -136,9 +137,11 @@ async def test_a_relay_cannot_bring_one_peer_under_anothers_name() -> None:
         answer = await receive_stop(stream)
         assert isinstance(answer, Reserved)
         assert answer.status == 100
-        with pytest.raises(PeerUnreachable):
+        with suppress(PeerUnreachable):  # the server may be quicker to leave than we to find all well
             await client.carry(stream, server.peer, relay.peer, opened_by_us=True)
-            await client.open_stream(server.peer, ECHO)
+        with trio.fail_after(10):
+            while not any("another peer than the relay said" in record.message for record in caplog.records):  # noqa: ASYNC110
+                await trio.sleep(0.01)
         assert not server.relayed(claimed)
         assert not server.relayed(client.peer)
 
