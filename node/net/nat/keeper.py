@@ -21,7 +21,7 @@ from .reserving import Reservations
 
 __all__ = ["Keeper"]
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.0
 """How often a node that listens looks whether somebody sees it elsewhere than it is."""
 RECHECK_SECONDS = 300.0
 """How often others are asked again whether they can dial us; sooner while nobody has answered."""
