@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from swarmnode.errors import PeerFault, PeerLost, PeerRefused, ProtocolViolation
+from swarmnode.node.links import Link
 
 from .answer import answer
 from .network import Stream, StreamHandler
@@ -50,6 +51,10 @@ class MovingStream:
     @property
     def peer(self) -> str:
         return self._peer
+
+    @property
+    def link(self) -> Link:
+        return self._writer.link
 
     @property
     def moved(self) -> bool:
