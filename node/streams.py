@@ -8,12 +8,12 @@ import trio
 from typing_extensions import Buffer
 
 from swarmnode.errors import PeerLost, ProtocolViolation
-from swarmnode.protocols.frames import FrameReader
-from swarmnode.protocols.messages import Message, Ping, encode, parse
+from swarmnode.protocols.frames import FrameReader, open_frame
+from swarmnode.protocols.messages import Message, Ping, encode, pack_header, parse
 
 from .defaults import OUTBOX_FRAMES, RECEIVE_BYTES, STEP_BODY_BYTES
 from .links import Link, LinkMeter
-from .net.network import Stream
+from .net.network import Stream, WholeMessages
 
 __all__ = ["MessageStream", "Silence"]
 
@@ -34,17 +34,17 @@ class MessageStream:
     bounded outbox, which `run_writer`, in a task of its own, writes out.
 
     Attributes:
-        signs: counts signs of life: bytes that came, and pieces of a long message that were taken. A peer is silent
-            while it does not change.
         broken: a message is or was left half written: nothing can be written any more.
     """
 
     def __init__(self, stream: Stream, *, max_body_bytes: int = STEP_BODY_BYTES) -> None:
-        self.signs = 0
+        self._signs = 0
         self._stream = stream
+        self._whole = stream if isinstance(stream, WholeMessages) else None
+        self._max_body_bytes = max_body_bytes
         self._reader = FrameReader(max_body_bytes)
         self._meter = LinkMeter()
-        self._known = self._ask_link()
+        self._known = stream.link
         self._pings: dict[int, float] = {}
         self._next_ping = 0
         self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
@@ -53,6 +53,14 @@ class MessageStream:
     @property
     def peer(self) -> str:
         return self._stream.peer
+
+    @property
+    def signs(self) -> int:
+        """Counts signs of life: bytes that came, and pieces of a long message that were taken.
+
+        A peer is silent while it does not change.
+        """
+        return self._signs if self._whole is None else self._whole.moved_bytes
 
     @property
     def link(self) -> Link:
@@ -72,7 +80,7 @@ class MessageStream:
         asked = self._pings.pop(nonce, None)
         if asked is not None:
             self._meter.answered(time.perf_counter() - asked)
-            self._known = self._ask_link()
+            self._known = self._stream.link
 
     async def receive(self) -> tuple[Message, memoryview] | None:
         """The next message and its body; None once the peer has finished.
@@ -82,13 +90,15 @@ class MessageStream:
             ProtocolViolation: what came is no message; `peer` says whose.
         """
         try:
+            if self._whole is not None:
+                return await self._receive_whole(self._whole)
             while (frame := self._reader.next_frame()) is None:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
                 if not data:
                     if self._reader.in_frame:
                         raise PeerLost(f"Peer {self.peer} ended in the middle of a message.", peer=self.peer)
                     return None
-                self.signs += 1
+                self._signs += 1
                 self._reader.feed(data)
             return parse(frame), frame.body
         except ProtocolViolation as violation:
@@ -105,6 +115,9 @@ class MessageStream:
 
     async def send(self, message: Message, body: Buffer = b"") -> None:
         """Write a message now. Only while no writer runs. Raises `PeerLost`."""
+        if self._whole is not None:
+            await self._send_whole(self._whole, message, body)
+            return
         head, rest = encode(message, body)
         self.broken = True  # until all of it is out
         if rest.nbytes <= JOIN_BYTES:
@@ -114,7 +127,7 @@ class MessageStream:
             await self._stream.send_all(head)
             for start in range(0, rest.nbytes, PIECE_BYTES):
                 await self._stream.send_all(rest[start : start + PIECE_BYTES])
-                self.signs += 1
+                self._signs += 1
             self._meter.sent(rest.nbytes, time.perf_counter() - begun)
         self.broken = False
 
@@ -158,8 +171,21 @@ class MessageStream:
         self.finish()
         await self._stream.reset()
 
-    def _ask_link(self) -> Link:
-        return getattr(self._stream, "link", Link())
+    async def _receive_whole(self, stream: WholeMessages) -> tuple[Message, memoryview] | None:
+        parts = await stream.receive_message(self._max_body_bytes)
+        if parts is None:
+            return None
+        frame = open_frame(*parts)
+        return parse(frame), frame.body
+
+    async def _send_whole(self, stream: WholeMessages, message: Message, body: Buffer) -> None:
+        size = memoryview(body).nbytes
+        header = pack_header(message, size)
+        begun = time.perf_counter()
+        self.broken = True
+        await stream.send_message(header, body)
+        self.broken = False
+        self._meter.sent(size, time.perf_counter() - begun)
 
     def _gone(self) -> PeerLost:
         return PeerLost(f"The stream to {self.peer} is closed.", peer=self.peer)

@@ -26,7 +26,7 @@ from swarmnode.errors import ProtocolViolation
 from . import limits
 from .wire import pack, unpack_map
 
-__all__ = ["FRAME_VERSION", "MAX_BODY_BYTES", "Frame", "FrameReader", "encode_frame"]
+__all__ = ["FRAME_VERSION", "MAX_BODY_BYTES", "Frame", "FrameReader", "encode_frame", "open_frame"]
 
 FRAME_VERSION = 1
 MAX_BODY_BYTES = limits.MAX_BODY_BYTES
@@ -64,6 +64,11 @@ def encode_frame(header: Mapping[str, object], body: Buffer = b"") -> tuple[byte
     rest = packed + _ZEROS[: _padding_bytes(len(packed), view.nbytes)]
     checksum = frame_checksum(prefix, rest, view)
     return prefix + checksum.to_bytes(4, "little") + rest, view
+
+
+def open_frame(header: bytes | memoryview, body: memoryview) -> Frame:
+    """A frame from its two parts, which a transport has cut and checked. Raises `ProtocolViolation`."""
+    return Frame(unpack_map(header, "frame header"), body)
 
 
 def _padding_bytes(header_bytes: int, body_bytes: int) -> int:
@@ -130,7 +135,7 @@ class FrameReader:
             raise ProtocolViolation("A frame's checksum does not match its bytes.")
         if whole[header_end:body_start] != _ZEROS[: body_start - header_end]:
             raise ProtocolViolation("A frame's padding is not zero.")
-        return Frame(unpack_map(whole[limits.PREFIX_BYTES : header_end], "frame header"), whole[body_start:])
+        return open_frame(whole[limits.PREFIX_BYTES : header_end], whole[body_start:])
 
     def _fill(self, want_bytes: int) -> bool:
         """Move fed bytes to the frame until it has so many; each byte is copied once."""

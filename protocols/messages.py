@@ -22,7 +22,7 @@ from .ids import ModelId
 from .opening import Attach, Attached, Open, Opened, Refused, Successor
 from .stepping import HopTrace, Output, Step
 from .tensors import TensorHeader, check_body
-from .wire import Fields, shown
+from .wire import Fields, pack, shown
 
 __all__ = [
     "Attach",
@@ -42,6 +42,7 @@ __all__ = [
     "Successor",
     "TensorHeader",
     "encode",
+    "pack_header",
     "parse",
 ]
 
@@ -132,11 +133,24 @@ def encode(message: Message, body: Buffer = b"") -> tuple[bytes, memoryview]:
     Raises:
         ValueError: the body is not as long as the message says. Our own mistake, not a peer's.
     """
-    head, view = encode_frame({"type": message.type, **message.to_map()}, body)
-    fits = message.tensor.has_length(view.nbytes) if isinstance(message, Step | Output) else not view.nbytes
+    _check_length(message, memoryview(body).nbytes)
+    return encode_frame(_map_of(message), body)
+
+
+def pack_header(message: Message, body_bytes: int) -> bytes:
+    """The header of a message's frame alone, for a transport that makes the frame. Raises as `encode`."""
+    _check_length(message, body_bytes)
+    return pack(_map_of(message))
+
+
+def _map_of(message: Message) -> dict[str, object]:
+    return {"type": message.type, **message.to_map()}
+
+
+def _check_length(message: Message, body_bytes: int) -> None:
+    fits = message.tensor.has_length(body_bytes) if isinstance(message, Step | Output) else not body_bytes
     if not fits:
-        raise ValueError(f"a {message.type} was given {view.nbytes} body bytes, which it cannot have")
-    return head, view
+        raise ValueError(f"a {message.type} was given {body_bytes} body bytes, which it cannot have")
 
 
 def parse(frame: Frame) -> Message:

@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyMemoryView};
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use swarmnode_transport as transport;
@@ -84,7 +84,8 @@ impl PyBell {
 /// One node's transport: its thread, its sockets.
 #[pyclass(frozen, module = "swarmnode._native")]
 struct Transport {
-    node: transport::Node,
+    /// None once it is closed: what the thread held is given back then, not when the last reference is gone.
+    node: RwLock<Option<transport::Node>>,
     bell: Arc<Bell>,
 }
 
@@ -93,37 +94,63 @@ impl Transport {
     #[new]
     fn new(py: Python<'_>, seed: [u8; 32], bell: &PyBell) -> PyResult<Self> {
         let node = py.detach(|| transport::Node::new(seed)).map_err(raise)?;
-        Ok(Self { node, bell: Arc::clone(&bell.0) })
+        Ok(Self { node: RwLock::new(Some(node)), bell: Arc::clone(&bell.0) })
     }
 
     fn listen(&self, py: Python<'_>, socket: i64) -> PyResult<(String, u16)> {
         let socket = handles::udp(socket)?;
-        py.detach(|| self.node.listen(socket)).map(pair).map_err(raise)
+        py.detach(|| self.with(|node| node.listen(socket))).map(pair).map_err(raise)
     }
 
     fn dial(&self, host: &str, port: u16, peer: &str) -> PyResult<Operation> {
         let peer = peer.parse().map_err(|_| PyValueError::new_err("no peer id"))?;
-        Ok(self.operation(Work::Connection(self.node.dial(address(host, port)?, peer))))
+        let addr = address(host, port)?;
+        self.operation(|node| Ok(node.dial(addr, peer)))
     }
 
-    fn accept(&self) -> Operation {
-        self.operation(Work::Connection(self.node.accept()))
+    fn listen_tcp(&self, py: Python<'_>, socket: i64) -> PyResult<(String, u16)> {
+        let socket = handles::tcp(socket)?;
+        py.detach(|| self.with(|node| node.listen_tcp(socket))).map(pair).map_err(raise)
+    }
+
+    fn dial_tcp(&self, host: &str, port: u16, peer: &str) -> PyResult<Operation> {
+        let peer = peer.parse().map_err(|_| PyValueError::new_err("no peer id"))?;
+        let addr = address(host, port)?;
+        self.operation(|node| Ok(node.dial_tcp(addr, peer)))
+    }
+
+    fn upgrade(&self, stream: &Stream, expected: Option<&str>) -> PyResult<Operation> {
+        let expected = expected.map(|peer| peer.parse().map_err(|_| PyValueError::new_err("no peer id")));
+        let expected = expected.transpose()?;
+        self.operation(|node| Ok(node.upgrade(Arc::clone(&stream.channel), expected)))
+    }
+
+    fn accept(&self) -> PyResult<Operation> {
+        self.operation(|node| Ok(node.accept()))
     }
 
     fn punch(&self, host: &str, port: u16, seconds: f64) -> PyResult<()> {
         let time =
             Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        self.node.punch(address(host, port)?, time).map_err(raise)
+        let addr = address(host, port)?;
+        self.with(|node| node.punch(addr, time)).map_err(raise)
     }
 
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.node.close());
+        py.detach(|| drop(self.node.write().unwrap_or_else(PoisonError::into_inner).take()));
     }
 }
 
 impl Transport {
-    fn operation(&self, work: Work) -> Operation {
-        Operation::new(&self.bell, work)
+    fn with<T>(&self, act: impl FnOnce(&transport::Node) -> Result<T, Error>) -> Result<T, Error> {
+        self.node.read().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(Err(Error::Closed), act)
+    }
+
+    fn operation(
+        &self,
+        begin: impl FnOnce(&transport::Node) -> Result<Pending<transport::Connection>, Error>,
+    ) -> PyResult<Operation> {
+        Ok(Operation::new(&self.bell, Work::Connection(self.with(begin).map_err(raise)?)))
     }
 }
 
@@ -223,6 +250,11 @@ impl Connection {
     }
 
     #[getter]
+    fn transport(&self) -> &'static str {
+        self.inner.transport()
+    }
+
+    #[getter]
     fn near(&self) -> bool {
         self.inner.near()
     }
@@ -287,14 +319,14 @@ impl Connection {
 /// One stream of a connection. Receiving and sending have a token each.
 #[pyclass(frozen, module = "swarmnode._native")]
 struct Stream {
-    channel: Channel,
+    channel: Arc<Channel>,
     reading: Clapper,
     writing: Clapper,
 }
 
 impl Stream {
     fn new(inner: transport::Stream, bell: &Arc<Bell>) -> Self {
-        Self { channel: Channel::new(inner), reading: bell.clapper(), writing: bell.clapper() }
+        Self { channel: Arc::new(Channel::new(inner)), reading: bell.clapper(), writing: bell.clapper() }
     }
 }
 
@@ -479,7 +511,7 @@ impl Body {
 mod handles {
     use super::*;
     use std::fs::File;
-    use std::net::UdpSocket;
+    use std::net::{TcpListener, UdpSocket};
     use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
     /// A copy of a handle that stays Python's.
@@ -498,6 +530,12 @@ mod handles {
         Ok(socket)
     }
 
+    /// A listening socket that Python has let go of.
+    pub fn tcp(handle: i64) -> PyResult<TcpListener> {
+        // SAFETY: the caller detached it, so it is ours alone.
+        Ok(TcpListener::from(unsafe { OwnedFd::from_raw_fd(number(handle)?) }))
+    }
+
     fn number(handle: i64) -> io::Result<RawFd> {
         match RawFd::try_from(handle) {
             Ok(fd) if fd >= 0 => Ok(fd),
@@ -510,7 +548,7 @@ mod handles {
 #[allow(unsafe_code)]
 mod handles {
     use super::*;
-    use std::net::{TcpStream, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::windows::io::{BorrowedSocket, FromRawSocket, OwnedSocket, RawSocket};
 
     /// A copy of a handle that stays Python's: one end of a socket pair, which is TCP there.
@@ -526,6 +564,12 @@ mod handles {
         let socket = UdpSocket::from(unsafe { OwnedSocket::from_raw_socket(number(handle)?) });
         socket.set_nonblocking(true)?;
         Ok(socket)
+    }
+
+    /// A listening socket that Python has let go of.
+    pub fn tcp(handle: i64) -> PyResult<TcpListener> {
+        // SAFETY: the caller detached it, so it is ours alone.
+        Ok(TcpListener::from(unsafe { OwnedSocket::from_raw_socket(number(handle)?) }))
     }
 
     fn number(handle: i64) -> io::Result<RawSocket> {

@@ -6,8 +6,6 @@ What is worked round of its host, swarm, peer store, identify and Kademlia routi
 from __future__ import annotations
 
 import logging
-import os
-import random
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,59 +24,36 @@ from .accepting import accept_for_ever
 from .addresses import Endpoint, listen_socket, listening_addrs, peer_at
 from .answer import answer
 from .circuits import Circuit, without_peer
+from .connection import MAX_CONNECTIONS, Connection, Muxer, OwnStream, hand_over, net_stream_of
 from .dialing import Dialler
 from .gate import Gate
+from .kademlia import Kademlia
 from .lan import stay_on_lan
-from .lookup import look_up
 from .metric import closest
 from .multistream import choose, offer
-from .muxed import MuxedStream
 from .network import Network, PeerAddrs, Stream, StreamHandler
 from .p2p import (
     ID,
     KADEMLIA,
     ConnectionConfig,
-    DHTMode,
     INetStream,
-    KadDHT,
     PeerInfo,
     StreamFailure,
     id_of,
     new_host,
-    peer_of,
-    peer_routing,
 )
 from .pipe import open_pipe
-from .transport import MAX_CONNECTIONS, Connection, Tcp, hand_over, net_stream_of
+from .transport import Transport
 from .wire import Wire, WireLost
-from .yamux import Muxer
 
 __all__ = ["Libp2pNetwork", "open_host"]
 
 NEGOTIATE_SECONDS = 4.0
 """A peer that has a connection to us and does not answer a new stream by then has gone."""
-QUERY_SECONDS = 2.0
-"""What one peer may take to answer one question of a look-up, dialling it included."""
-SILENT_FOR_SECONDS = 20.0
-"""A peer that did not answer a look-up is not asked again for so long."""
-LOOKUP_SECONDS = 10.0
-LOOKUP_WIDTH = 10
-"""Of how many peers at least a look-up wants the answer. Each tells of the 20 closest that it knows."""
-UPKEEP_SECONDS = 300.0
-"""How often we look ourselves up, so that the peers near us know us; all other look-ups refresh what we know, too."""
-SETTLE_SECONDS = (0.0, 5.0)
-"""After joining, we look ourselves up sooner: the others may be joining too."""
-UPKEEP_JITTER = 0.3
-"""So much sooner or later, as a part of the wait: those who joined together are not to ask together for ever."""
 IDENTIFY_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 """A question of identify or Kademlia is over by then."""
-MAX_QUESTIONS = 64
-"""Kademlia questions answered at a time; py-libp2p resets the others, by default beyond 12."""
-
 _log = logging.getLogger("swarmnode.network")
-
-peer_routing.QUERY_TIMEOUT = QUERY_SECONDS + 1.0  # there is no way to set it per object; ours ends first
 
 
 async def _do_nothing(*_: object) -> None:
@@ -94,7 +69,7 @@ class Libp2pNetwork:
         self._gate = gate
         self._addrs = tuple(f"{addr}/p2p/{identity.peer}" for addr in addrs)
         self._handlers: dict[str, StreamHandler] = {}
-        self._transport = Tcp(identity)
+        self._transport = Transport(identity)
         self._host = new_host(
             self._transport.keys,
             transports=[self._transport],
@@ -119,21 +94,10 @@ class Libp2pNetwork:
         self._host.get_addrs = lambda: maddrs  # its own takes a millisecond, for every question
         self._host.new_stream = self._new_stream  # its own negotiates byte by byte, in two round trips
         self._host._schedule_identify = self._schedule_identify  # its own runs in trio's system nursery, past our end
-        self._kademlia = KadDHT(
-            # two peers of one subnet per bucket is too few for machines that stand together
-            self._host,
-            DHTMode.SERVER,
-            enable_providers=False,
-            enable_values=False,
-            max_peers_per_subnet=0,
-        )
-        self._kademlia._inbound_limiter = trio.CapacityLimiter(MAX_QUESTIONS)
-        self._host.set_stream_handler(KADEMLIA, self._kademlia.handle_stream)
+        self._kademlia = Kademlia(self._host, identity.peer, lambda: self.connected, self._reach_known)
         self._dialler = Dialler(identity.peer, nursery, self._is_connected, self._dial_endpoint)
         self.questions = 0  # of other peers' look-ups, answered here
-        self._silent_until: dict[str, float] = {}
         self._identified: dict[str, trio.Event] = {}
-        self._joined = trio.Event()
         if not gate.has_key:
             self.handle(GATE, gate.answer)
 
@@ -141,14 +105,19 @@ class Libp2pNetwork:
         """Run py-libp2p's host, accept connections and keep the routing table, for ever."""
         async with self._host.run([]), trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(accept_for_ever, listener, self._welcome)
-            nursery.start_soon(self._upkeep)
+                if listener.type == socket.SOCK_STREAM:
+                    nursery.start_soon(accept_for_ever, listener, self._welcome)
+                else:
+                    self._transport.listen(listener)
+            nursery.start_soon(self._accept)
+            nursery.start_soon(self._kademlia.upkeep)
             running.set()
 
     def close(self) -> None:
         """Say good-bye and drop every connection at once; py-libp2p takes 0.2 s for each."""
         for connection in self._swarm.get_connections():
             connection.muxed_conn.muxer.close(say=True)
+        self._transport.close()
 
     # What a Network is.
 
@@ -185,7 +154,7 @@ class Libp2pNetwork:
         if not self._is_connected(peer):
             self._forget(peer)
             raise self._gate.turned_away(peer) or PeerUnreachable(f"{peer} closed the connection at once.", peer=peer)
-        self._joined.set()
+        self._kademlia.joined()
         return peer
 
     async def meet(self, addr: str) -> None:
@@ -210,11 +179,14 @@ class Libp2pNetwork:
         return await self._negotiate(peer, protocol)
 
     async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
-        living = await self._look_up(key, max(count, LOOKUP_WIDTH))
+        living = await self._kademlia.look_up(key, count)
         return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, {self.peer, *living}, count)]
 
     def known_closest(self, key: bytes, count: int) -> list[PeerAddrs]:
-        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, self._table() | {self.peer}, count)]
+        return [
+            PeerAddrs(peer, self._plain_addrs(peer))
+            for peer in closest(key, self._kademlia.known() | {self.peer}, count)
+        ]
 
     # Connections.
 
@@ -237,14 +209,32 @@ class Libp2pNetwork:
         await self._add(await self._transport.dial(Multiaddr(f"{endpoint}/p2p/{peer}")), "outbound")
 
     async def _add(self, connection: Connection, direction: str) -> None:
-        self._nursery.start_soon(connection.run)
+        self._nursery.start_soon(connection.muxer.run)
         await hand_over(connection, self._swarm, direction, self._gate)
         self._nursery.start_soon(self._watch, connection.muxer)
+
+    async def _accept(self) -> None:
+        """Take up what comes over UDP, for ever. Whoever stalls at the gate stalls nobody else."""
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    nursery.start_soon(self._greet, await self._transport.accept())
+            except WireLost:
+                pass  # the transport is closed: so are we
+
+    async def _greet(self, connection: Connection) -> None:
+        try:
+            await self._add(connection, "inbound")
+        except (WireLost, PeerRefused) as error:
+            _log.debug("an inbound connection was not taken: %s", error)
+
+    async def _reach_known(self, peer: str) -> None:
+        await self._dialler.reach(peer, self._known_addrs(peer))
 
     async def _dial_peer(self, peer_id: ID) -> list[Any]:
         """What the swarm calls when py-libp2p's own protocols want a peer; look-ups must not wait for the dead."""
         peer = peer_id.to_base58()
-        await self._reach_soon(peer)
+        await self._kademlia.reach_soon(peer)
         return list(self._swarm.get_connections(peer_id))
 
     async def _watch(self, muxer: Muxer) -> None:
@@ -257,30 +247,30 @@ class Libp2pNetwork:
 
     # Streams.
 
-    async def _negotiate(self, peer: str, protocol: str) -> MuxedStream:
+    async def _negotiate(self, peer: str, protocol: str) -> OwnStream:
         muxer = self._muxer(peer)
         if muxer is None:
             raise PeerLost(f"The connection to {peer} is gone.", peer=peer)
         try:
-            stream = muxer.open_stream()
+            with trio.fail_after(NEGOTIATE_SECONDS):
+                stream = await muxer.open()
+                try:
+                    await choose(stream, protocol)
+                except BaseException:
+                    stream.drop()
+                    raise
         except WireLost as error:
             raise PeerLost(f"The connection to {peer} is gone.", peer=peer) from error
-        try:
-            with trio.fail_after(NEGOTIATE_SECONDS):
-                await choose(stream, protocol)
         except trio.TooSlowError as error:
             muxer.close()
             raise PeerLost(f"{peer} does not answer.", peer=peer) from error
-        except BaseException:
-            stream.drop()
-            raise
         return stream
 
     async def _new_stream(self, peer_id: ID, protocol_ids: Sequence[str]) -> INetStream:
         """What py-libp2p's own protocols open their streams with."""
         peer, protocol = peer_id.to_base58(), str(protocol_ids[0])
         try:
-            await self._reach_soon(peer)
+            await self._kademlia.reach_soon(peer)
             stream = await self._negotiate(peer, protocol)
         except PeerFault as fault:
             raise StreamFailure(fault.message) from fault
@@ -288,7 +278,7 @@ class Libp2pNetwork:
 
     async def _answer(self, net_stream: INetStream) -> None:
         """Answer an inbound stream. The swarm runs this: what it raises would take the node down."""
-        stream: MuxedStream = net_stream.muxed_stream.stream
+        stream: OwnStream = net_stream.muxed_stream.stream
         theirs = self._host.multiselect.handlers
         try:
             with trio.fail_after(NEGOTIATE_SECONDS):
@@ -317,68 +307,9 @@ class Libp2pNetwork:
         self._nursery.start_soon(partial(answer, protocol, handler, there))
         return here
 
-    # Kademlia.
-
-    async def _look_up(self, key: bytes, width: int = LOOKUP_WIDTH) -> list[str]:
-        """The peers other than us closest to a key; each of them has just answered."""
-        known = self._table().union(self.connected) - {self.peer}
-        return await look_up(key, known, width, partial(self._ask, key), LOOKUP_SECONDS)
-
-    async def _ask(self, key: bytes, peer: str) -> set[str] | None:
-        """Whom a peer knows close to a key; None when it does not answer."""
-        try:
-            with trio.fail_after(QUERY_SECONDS):
-                found = await self._kademlia.peer_routing._query_peer_for_closest(id_of(peer), key)
-        except trio.TooSlowError:
-            if not self._is_connected(peer):
-                self._note_silent(peer)
-            return None
-        except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
-            _log.debug("%s was asked in vain: %r", peer, error)
-            return None
-        if not found and not self._is_connected(peer):
-            return None  # that is how py-libp2p tells of a failure; who truly knows nobody is still connected
-        return {each for peer_id in found if (each := peer_of(peer_id)) not in (None, self.peer)}
-
-    def _table(self) -> set[str]:
-        return {peer for each in self._kademlia.routing_table.get_peer_ids() if (peer := peer_of(each)) is not None}
-
-    async def _reach_soon(self, peer: str) -> None:
-        """Have a connection to a peer that did not disappoint us lately. Raises `PeerUnreachable`."""
-        if self._is_connected(peer):
-            return
-        if self._silent_until.get(peer, 0.0) > trio.current_time():
-            raise PeerUnreachable(f"{peer} did not answer lately.", peer=peer)
-        try:
-            with trio.fail_after(QUERY_SECONDS):
-                await self._dialler.reach(peer, self._known_addrs(peer))
-        except (PeerUnreachable, PeerRefused, trio.TooSlowError) as error:
-            self._note_silent(peer)
-            raise PeerUnreachable(f"{peer} cannot be reached.", peer=peer) from error
-
-    def _note_silent(self, peer: str) -> None:
-        now = trio.current_time()
-        self._silent_until = {each: until for each, until in self._silent_until.items() if until > now}
-        self._silent_until[peer] = now + SILENT_FOR_SECONDS
-        self._forget(peer)
-
     def _forget(self, peer: str) -> None:
-        self._kademlia.routing_table.remove_peer(id_of(peer))
+        self._kademlia.forget(peer)
         self._identified.pop(peer, None)
-
-    async def _upkeep(self) -> None:
-        ours = id_of(self.peer).to_bytes()
-        waits = iter(SETTLE_SECONDS)
-        while True:
-            wait = next(waits, UPKEEP_SECONDS)
-            with trio.move_on_after(wait * random.uniform(1 - UPKEEP_JITTER, 1 + UPKEEP_JITTER)):
-                await self._joined.wait()
-            if self._joined.is_set():
-                self._joined = trio.Event()
-                waits = iter(SETTLE_SECONDS)
-            elif self._swarm.connections or self._kademlia.routing_table.size():
-                for key in (ours, os.urandom(32)) if wait == UPKEEP_SECONDS else (ours,):
-                    await self._look_up(key)
 
     # Identify.
 
@@ -398,7 +329,7 @@ class Libp2pNetwork:
                 await self._host._identify_peer(peer_id, reason=reason)
                 store = self._host.get_peerstore()
                 if store.supports_protocols(peer_id, [KADEMLIA]):
-                    await self._kademlia.routing_table.add_peer(PeerInfo(peer_id, store.addrs(peer_id)))
+                    await self._kademlia.add(PeerInfo(peer_id, store.addrs(peer_id)))
         except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
             _log.debug("%s could not be identified: %r", peer_id, error)
         finally:

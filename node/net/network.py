@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Network", "PeerAddrs", "Stream", "StreamHandler"]
+from typing_extensions import Buffer
+
+from swarmnode.node.links import Link
+
+__all__ = ["Network", "PeerAddrs", "Stream", "StreamHandler", "WholeMessages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,10 @@ class Stream(Protocol):
     def peer(self) -> str:
         """The peer id of the other end, as proved by its key."""
 
+    @property
+    def link(self) -> Link:
+        """What is known of the way to the other end. Asked on the event loop only."""
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. Raises `PeerLost`."""
 
@@ -50,6 +58,31 @@ class Stream(Protocol):
 
     async def reset(self) -> None:
         """Drop the stream; the other end gets `PeerLost`. Never raises."""
+
+
+@runtime_checkable
+class WholeMessages(Protocol):
+    """A stream that carries frames whole, cut and checked by the transport. Others carry bytes only."""
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that have come and gone so far: while it changes, the other end lives."""
+
+    async def send_message(self, header: bytes, body: Buffer = b"") -> None:
+        """Send a frame with this packed header. A cancelled send that is half out resets the stream.
+
+        Raises:
+            PeerLost: the stream broke.
+            ValueError: no peer would take it.
+        """
+
+    async def receive_message(self, max_body_bytes: int) -> tuple[bytes, memoryview] | None:
+        """The next frame's packed header and its body; None once the peer has finished. Cancelling loses nothing.
+
+        Raises:
+            PeerLost: the stream broke, also in the middle of a message.
+            ProtocolViolation: what came is no frame within the limits.
+        """
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]

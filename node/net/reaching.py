@@ -20,16 +20,16 @@ from swarmnode.protocols.ids import SESSION
 
 from .addresses import Endpoint, parse_addr
 from .circuits import MARK, Circuit, without_peer
+from .connection import Connection, Muxer
 from .gate import Gate
 from .host import IDENTIFY_SECONDS, Libp2pNetwork
 from .moving import MOVING, Movers
 from .nat.keeper import Keeper
 from .nat.stream_wire import StreamWire
+from .native import Seen
 from .network import Stream
 from .p2p import id_of, note_observations
-from .transport import Connection
 from .wire import WireLost
-from .yamux import Muxer
 
 __all__ = ["ReachingNetwork"]
 
@@ -104,8 +104,8 @@ class ReachingNetwork(Libp2pNetwork):
         return tuple(map(without_peer, super().addrs))
 
     def seen_at(self, peer: str) -> tuple[str, ...]:
-        found = [muxer.wire.remote_address for muxer in self._muxers(peer) if _relay(muxer) is None]
-        return tuple(dict.fromkeys(_multiaddr(*address) for address in found if address is not None))
+        found = [muxer.remote_address for muxer in self._muxers(peer) if _relay(muxer) is None]
+        return tuple(dict.fromkeys(_multiaddr(address) for address in found if address is not None))
 
     def observed(self) -> dict[str, str]:
         return {peer: addr for peer, addr in self._observed.items() if self._is_direct(peer)}
@@ -157,7 +157,8 @@ class ReachingNetwork(Libp2pNetwork):
         connection.muxer.close(say=True)
 
     async def punch(self, addr: str, seconds: float) -> None:
-        await trio.sleep(seconds)
+        endpoint, _ = parse_addr(addr)
+        await self._transport.punch(endpoint, seconds)
 
     def announce(self, addrs: Sequence[str]) -> None:
         self._announced = tuple(addrs)
@@ -243,8 +244,12 @@ class ReachingNetwork(Libp2pNetwork):
 
 def _relay(muxer: Muxer) -> str | None:
     """Who carries a connection; None for a direct one."""
-    return muxer.wire.relay if isinstance(muxer.wire, StreamWire) else None
+    wire = getattr(muxer, "wire", None)
+    return wire.relay if isinstance(wire, StreamWire) else None
 
 
-def _multiaddr(host: str, port: int) -> str:
+def _multiaddr(address: tuple[str, int]) -> str:
+    if isinstance(address, Seen):
+        return address.multiaddr
+    host, port = address
     return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"

@@ -1,54 +1,49 @@
-"""The transport that is plugged in below py-libp2p's host: TCP, py-libp2p's Noise, our yamux, natively muxed.
+"""The transports that are plugged in below py-libp2p's host: QUIC in Rust, and TCP where UDP does not get through.
 
-Apart from `host.py` because another transport can take its place.
+Plain text is not spoken. TCP is py-libp2p's Noise and our yamux.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import socket
+from collections.abc import Callable
+from functools import partial
 
 import trio
 from multiaddr import Multiaddr
 
-from swarmnode.errors import BadInput, PeerFault, PeerLost
+from swarmnode import _native
+from swarmnode.errors import BadInput, PeerFault
 from swarmnode.node.identity import Identity
 from swarmnode.protocols.peers import check_peer
 from swarmnode.protocols.swarm_key import exporter_from_handshake
 
 from .accepting import connect_wire
-from .addresses import parse_addr
+from .addresses import Endpoint, parse_addr, resolve
+from .bell import bell_of_this_run
+from .connection import Connection
 from .early import YAMUX, EarlyStream, Sealed
-from .gate import Gate
 from .multistream import choose, offer
 from .muxed import MuxedStream
+from .native import NativeMuxer
 from .p2p import (
     ID,
     NOISE,
     ConnectionType,
     IListener,
-    IMuxedConn,
-    IMuxedStream,
     IRawConnection,
     ITransport,
-    MuxedConnUnavailable,
-    MuxedStreamEOF,
-    MuxedStreamReset,
-    NetStream,
     NoiseTransport,
     PeerIDMismatchesPubkey,
-    StreamState,
-    Swarm,
     create_new_key_pair,
     create_noise_key_pair,
 )
 from .wire import Wire, WireLost
 from .yamux import Muxer
 
-__all__ = ["MAX_CONNECTIONS", "Connection", "Tcp", "hand_over", "net_stream_of"]
+__all__ = ["Transport"]
 
-MAX_CONNECTIONS = 1024
-MAX_CONNECTIONS_PER_PEER = 4
 MAX_WAITING_STREAMS = 256
 """Inbound streams of one connection that the swarm has not taken up yet."""
 
@@ -81,46 +76,8 @@ class _RawConnection(IRawConnection):  # type: ignore[misc]
         return ConnectionType.DIRECT
 
 
-class _MuxedStream(IMuxedStream):  # type: ignore[misc]
-    """A stream of ours as py-libp2p's own protocols want it."""
-
-    def __init__(self, connection: Connection, stream: MuxedStream) -> None:
-        self.muxed_conn = connection
-        self.stream = stream
-
-    async def read(self, n: int | None = None) -> bytes:
-        try:
-            data = await self.stream.receive_some(n if n is not None and n > 0 else 65536)
-        except PeerLost as error:
-            raise MuxedStreamReset(error.message) from error
-        if not data:
-            raise MuxedStreamEOF("the other end has finished")
-        return data
-
-    async def write(self, data: bytes) -> None:
-        try:
-            await self.stream.send_all(data)
-        except PeerLost as error:
-            raise MuxedStreamReset(error.message) from error
-
-    async def close(self) -> None:
-        await self.stream.aclose()
-
-    async def reset(self) -> None:
-        await self.stream.reset()
-
-    def set_deadline(self, ttl: int) -> None:
-        raise NotImplementedError("trio's cancel scopes are the deadlines")
-
-    async def __aenter__(self) -> _MuxedStream:
-        return self
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self.muxed_conn.get_remote_address()
-
-
-class Connection(IMuxedConn):  # type: ignore[misc]
-    """A connection of ours as py-libp2p's swarm wants it.
+class _TcpMuxer(Muxer):
+    """A TCP connection's streams.
 
     Args:
         secret: Noise's handshake hash: what no other connection has.
@@ -129,72 +86,34 @@ class Connection(IMuxedConn):  # type: ignore[misc]
     def __init__(
         self, peer: str, wire: Wire, sealed: Sealed, early: bytes, secret: bytes, *, opened_by_us: bool
     ) -> None:
-        self.peer_id = ID.from_base58(peer)
+        super().__init__(wire, sealed, peer, opened_by_us=opened_by_us, accept=self._take, early=early)
         self._secret = secret
-        self.event_started = trio.Event()
-        self.on_close: Callable[[], Awaitable[None]] | None = None
-        self._wire = wire
         self._offer, self._offered = trio.open_memory_channel[MuxedStream](MAX_WAITING_STREAMS)
-        self.muxer = Muxer(wire, sealed, peer, opened_by_us=opened_by_us, accept=self._take, early=early)
 
     @property
-    def is_initiator(self) -> bool:
-        return self.muxer.opened_by_us
-
-    @property
-    def is_established(self) -> bool:
-        return not self.muxer.closed
-
-    @property
-    def is_closed(self) -> bool:
-        return self.muxer.closed
-
-    @property
-    def peer(self) -> str:
-        return self.muxer.peer
+    def remote_address(self) -> tuple[str, int] | None:
+        return self.wire.remote_address
 
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
-        """Bytes that both ends of this connection can make and nobody else."""
         return exporter_from_handshake(self._secret, label, context, length)
 
-    async def start(self) -> None:
-        """What the swarm runs. The streams are carried already, since the gate needs one."""
-        self.event_started.set()
-        await self.muxer.ended.wait()
-
     async def run(self) -> None:
-        """Carry the streams until the end. Never raises but when cancelled."""
         try:
-            await self.muxer.run()
+            await super().run()
         except Exception:  # noqa: BLE001 - the outermost edge of the connection's task
-            _log.exception("the connection to %s failed", self.muxer.peer)
+            _log.exception("the connection to %s failed", self.peer)
         finally:
             self._offer.close()
 
-    async def open_stream(self) -> _MuxedStream:
-        try:
-            return _MuxedStream(self, self.muxer.open_stream())
-        except WireLost as error:
-            raise MuxedConnUnavailable(str(error)) from error
+    async def open(self) -> MuxedStream:
+        await trio.lowlevel.checkpoint()
+        return self.open_stream()
 
-    async def accept_stream(self) -> _MuxedStream:
+    async def accept(self) -> MuxedStream:
         try:
-            return _MuxedStream(self, await self._offered.receive())
+            return await self._offered.receive()
         except trio.EndOfChannel as error:
-            raise MuxedConnUnavailable("the connection is closed") from error
-
-    async def close(self) -> None:
-        self.muxer.close(say=True)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        return []
-
-    def get_connection_type(self) -> ConnectionType:
-        return ConnectionType.DIRECT
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self._wire.remote_address
+            raise WireLost("the connection is closed") from error
 
     def _take(self, stream: MuxedStream) -> None:
         try:
@@ -203,17 +122,19 @@ class Connection(IMuxedConn):  # type: ignore[misc]
             stream.drop()
 
 
-class Tcp(ITransport):  # type: ignore[misc]
-    """TCP, Noise and yamux as one transport of py-libp2p's. Plain text is not spoken."""
+class Transport(ITransport):  # type: ignore[misc]
+    """Both transports as one of py-libp2p's. Must be made inside of trio, and not before a fork: it starts a thread."""
 
     provides_native_muxing = True
 
     def __init__(self, identity: Identity) -> None:
         self.keys = create_new_key_pair(identity.seed)
         self._noise = NoiseTransport(self.keys, create_noise_key_pair().private_key)
+        self._bell = bell_of_this_run()
+        self._native = _native.Transport(identity.seed, self._bell.native)
 
     def protocols(self) -> list[str]:
-        return ["tcp"]
+        return ["quic-v1", "tcp"]
 
     def can_dial(self, maddr: Multiaddr) -> bool:
         try:
@@ -228,14 +149,51 @@ class Tcp(ITransport):  # type: ignore[misc]
         raise NotImplementedError("the host listens on sockets of its own")
 
     async def dial(self, maddr: Multiaddr) -> Connection:
-        """Connect to a full multiaddr. Raises `OSError`, `WireLost`."""
+        """Connect to a full multiaddr. Raises `OSError`, `WireLost`, `BadInput`."""
         endpoint, peer = parse_addr(str(maddr))
+        if peer is None:
+            raise BadInput(f"{maddr} does not name a peer.", hint="A full address ends in /p2p/ and the peer id.")
+        if endpoint.transport == "quic":
+            return await self._dial_quic(endpoint, peer)
         wire = await connect_wire(endpoint.host, endpoint.port, endpoint.family)
         try:
             return await self.upgrade(wire, peer)
         except BaseException:
             wire.close()
             raise
+
+    def listen(self, sock: socket.socket) -> None:
+        """Take over a bound UDP socket: connections come in over it, go out over it, holes are punched from it."""
+        self._native.listen(sock.detach())
+
+    async def accept(self) -> Connection:
+        """The next connection over UDP. Raises `WireLost` once the transport is closed."""
+        return await self._connection(self._native.accept)
+
+    async def punch(self, endpoint: Endpoint, seconds: float) -> None:
+        """Let in through our NAT, for so long, what comes from there. Raises `OSError`, `WireLost`."""
+        host = await resolve(endpoint)
+        try:
+            self._native.punch(host, endpoint.port, seconds)
+        except _native.TransportError as error:
+            raise WireLost(str(error)) from error
+        await trio.sleep(seconds)
+
+    def close(self) -> None:
+        """End all QUIC connections and say so."""
+        self._native.close()
+
+    async def _dial_quic(self, endpoint: Endpoint, peer: str) -> Connection:
+        host = await resolve(endpoint)
+        return await self._connection(partial(self._native.dial, host, endpoint.port, peer))
+
+    async def _connection(self, begin: Callable[[], _native.Operation]) -> Connection:
+        try:
+            connection = await self._bell.result(begin())
+        except _native.TransportError as error:
+            raise WireLost(str(error)) from error
+        assert isinstance(connection, _native.Connection)
+        return Connection(NativeMuxer(connection, self._bell))
 
     async def upgrade(self, wire: Wire, expected: str | None) -> Connection:
         """Prove who is who; `expected` is the peer we dialled, None when it dialled us. Raises `WireLost`."""
@@ -266,49 +224,4 @@ class Tcp(ITransport):  # type: ignore[misc]
             # foreign code fed by a stranger: it may raise anything
             raise WireLost(f"the handshake failed ({type(error).__name__})") from error
         secret = state.get_handshake_hash()
-        return Connection(peer, wire, sealed, stream.rest(), secret, opened_by_us=expected is not None)
-
-
-async def hand_over(connection: Connection, swarm: Swarm, direction: str, gate: Gate) -> None:
-    """Give py-libp2p's swarm a connection that passes the gate. Raises `WireLost`, `PeerRefused`.
-
-    It goes past the swarm's own inbound limit, which never frees a slot.
-    """
-    try:
-        await gate.admit(connection, opened_by_us=direction == "outbound")
-    except BaseException:
-        connection.muxer.close(say=True)
-        raise
-    everyone = swarm.get_connections()
-    try:
-        if connection.peer_id == swarm.get_peer_id():
-            raise WireLost("it is this node itself")
-        if len(swarm.get_connections(connection.peer_id)) >= MAX_CONNECTIONS_PER_PEER:
-            raise WireLost("too many connections from one peer")
-        if len(everyone) >= MAX_CONNECTIONS - 1 and not _drop_idlest(each.muxed_conn.muxer for each in everyone):
-            raise WireLost("too many connections")
-        with trio.CancelScope(shield=True):  # half-added it would never be removed
-            await swarm.add_conn(connection, direction=direction)
-    except WireLost:
-        connection.muxer.close(say=True)
-        raise
-    except Exception as error:
-        connection.muxer.close()
-        raise WireLost(f"the swarm refused it ({error})") from error
-
-
-async def net_stream_of(stream: MuxedStream, swarm: Swarm, protocol: str) -> NetStream:
-    """A stream of ours as py-libp2p's own protocols know streams."""
-    connection = swarm.get_connections(ID.from_base58(stream.peer))[0].muxed_conn
-    net_stream = NetStream(_MuxedStream(connection, stream), None, None)
-    await net_stream.set_state(StreamState.OPEN)
-    net_stream.set_protocol(protocol)
-    return net_stream
-
-
-def _drop_idlest(muxers: Iterable[Muxer]) -> bool:
-    """Close the connection that has not been used for longest; False when all are in use."""
-    idle = [muxer for muxer in muxers if muxer.idle]
-    if idle:
-        min(idle, key=lambda muxer: muxer.active_at).close(say=True)
-    return bool(idle)
+        return Connection(_TcpMuxer(peer, wire, sealed, stream.rest(), secret, opened_by_us=expected is not None))
