@@ -46,6 +46,7 @@ def records(draw: st.DrawFn) -> ServerRecord:
         addrs=tuple(draw(said.addrs)),
         public_name=draw(said.printable)[: limits.MAX_PUBLIC_NAME_CHARS],
         relayed=draw(st.booleans()),
+        codecs=(0, *draw(st.lists(st.sampled_from([1, 2, 4, 5, 77]), max_size=5))),
     )
 
 
@@ -64,6 +65,12 @@ def test_a_record_without_the_mark_is_of_a_server_that_can_be_dialled() -> None:
     assert open_record(forged(relayed=True)).relayed
     with pytest.raises(ProtocolViolation, match="relayed"):
         open_record(forged(relayed=1))
+
+
+def test_a_record_that_names_no_codecs_is_of_a_server_that_reads_raw_tensors_alone() -> None:
+    assert open_record(forged(codecs=None)).codecs == RECORD.codecs == (0,)
+    assert b"codecs" not in signed(RECORD), "older readers need not know the field"
+    assert open_record(forged(codecs=[2, 200, 0])).codecs == (2, 200, 0), "what we do not know is the client's to match"
 
 
 @given(st.integers(0), st.integers(1, 255))
@@ -119,6 +126,9 @@ def test_a_key_of_small_order_signs_nothing() -> None:
         ({"protocols": ["p" * 65]}, "printable text of up to 64"),
         ({"public_name": "a\x1b[31mb"}, "public_name has characters"),
         ({"public_name": "a" * 65}, "public_name must have at most 64"),
+        ({"codecs": [1]}, "codecs must hold 0"),
+        ({"codecs": "0"}, "codecs must be a list"),
+        ({"codecs": [0] * 17}, "codecs must have at most 16 items"),
     ],
 )
 def test_a_record_that_breaks_a_rule(changes: dict[str, object], reason: str) -> None:
