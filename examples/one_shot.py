@@ -1,6 +1,6 @@
 """Join a swarm and let it finish one prompt.
 
-    python examples/one_shot.py "Once upon a time" --join /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
+    python examples/one_shot.py "Once upon a time" --join /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3Koo…
 
 `swarmnode bootstrap` and `swarmnode serve` print the address to join.
 """

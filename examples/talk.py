@@ -1,6 +1,6 @@
 """Two turns of a talk in one session: the servers keep what was said, so the second turn computes only what is new.
 
-python examples/talk.py --join /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
+python examples/talk.py --join /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3Koo…
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ __all__ = ["DEMO_BLOCKS", "begin_bootstrap", "equal_shares", "make_servers", "pr
 DEMO_BLOCKS: Final = 30
 """How many blocks the demo's model has: known before anybody has loaded it."""
 
-_LISTEN: Final = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns")
+_LISTEN: Final = ("--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns")
 # What a server and who asks it import, and what takes the longest to.
 _HEAVY: Final = ("swarmnode.node.net.host", "swarmnode.node.offering", "swarmnode.node.asking")
 

@@ -242,7 +242,7 @@ async def open_node(
     """A node for as long as the block runs.
 
     Args:
-        join: multiaddrs (`/ip4/…/tcp/…/p2p/…`) of peers of the swarm; one that answers is enough.
+        join: multiaddrs (`/ip4/…/udp/…/quic-v1/p2p/…`) of peers of the swarm; one that answers is enough.
         listen: multiaddrs to listen on; empty for a node that only asks.
         identity: our key, or the file it is in, made when missing; None makes a new key for this run.
         mdns: find peers on the local network, and be found.

@@ -30,7 +30,7 @@ ROUND_TRIPS = 50
 QUIET_SECONDS = 3.0
 MAX_SETTLE_SECONDS = 90.0
 """The look-ups of the nodes that have just joined are waited for at most so long."""
-LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+LOOPBACK = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 ECHO = "/swarmnode/bench/echo/1"
 MODEL = ModelId("bench/model", "1", bytes(32))
 

@@ -39,5 +39,5 @@ def test_every_error_code_is_explained() -> None:
 
 
 def test_the_bootstrap_port_is_the_one_named() -> None:
-    assert DEFAULT_BOOTSTRAP_LISTEN == ("/ip4/0.0.0.0/tcp/4737",)
+    assert DEFAULT_BOOTSTRAP_LISTEN == ("/ip4/0.0.0.0/udp/4737/quic-v1", "/ip4/0.0.0.0/tcp/4737")
     assert "4737" in PAGE

@@ -16,7 +16,7 @@ from pathlib import Path
 
 __all__ = ["nodes"]
 
-LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+LISTEN = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class Program:
 
 def bootstrap(*flags: str) -> tuple[Program, str]:
     """A running bootstrap node and the address to join it by."""
-    program = Program("bootstrap", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", *flags)
+    program = Program("bootstrap", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", *flags)
     try:
         listening = program.wait_for("listening")
     except BaseException:
@@ -153,7 +153,7 @@ def serve(join: str, model: str | None, blocks: tuple[int, int], *flags: str) ->
     """A server on loopback that has been told to start; wait for its `ready`."""
     start, end = blocks
     named = [model] if model else []
-    where = ["--blocks", f"{start}:{end}", "--join", join, "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns"]
+    where = ["--blocks", f"{start}:{end}", "--join", join, "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]
     return Program("serve", *named, *where, "--dtype", "float32", *flags)
 
 

@@ -19,7 +19,7 @@ from swarmnode.node.background import open_background
 from swarmnode.node.library import Node, open_node
 from swarmnode.protocols.ids import SESSION
 
-LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+LOOPBACK = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 
 
 class Served:

@@ -18,7 +18,7 @@ from swarmnode.protocols.ids import RECORDS, ModelId
 from swarmnode.protocols.records import ServerRecord
 
 MODEL = ModelId("org/model", "r1", bytes(32))
-LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+LOOPBACK = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 
 
 def record_of(network: Network, start: int, end: int, sequence: int) -> ServerRecord:

@@ -37,7 +37,7 @@ KEY = SwarmKey(bytes(range(32)))
 OTHER_KEY = SwarmKey(bytes(range(1, 33)))
 
 
-@pytest.fixture(params=["/ip4/127.0.0.1/tcp/0"])
+@pytest.fixture(params=["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"])
 def listen(request: pytest.FixtureRequest) -> str:
     """Each of these runs over every transport."""
     return str(request.param)
