@@ -21,8 +21,8 @@ class Link:
     Attributes:
         near: it is on this machine, so that nothing goes over a wire.
         bits_per_second: as the transport measured it; None when it did not.
-        at_most_bits_per_second: how quickly our own long messages were taken. The true rate is not above it, but
-            buffers may make it far too high.
+        at_most_bits_per_second: what goes at most now, by the transport's window or by how quickly our own long
+            messages were taken. The true rate is not above it, but may be far below.
         round_trip_seconds: None when unknown.
     """
 
@@ -52,7 +52,9 @@ class LinkMeter:
         """What the network knows of the way, and what was learnt besides."""
         return replace(
             known,
-            at_most_bits_per_second=self._at_most,
+            at_most_bits_per_second=min(
+                (each for each in (known.at_most_bits_per_second, self._at_most) if each is not None), default=None
+            ),
             round_trip_seconds=self._round_trip if known.round_trip_seconds is None else known.round_trip_seconds,
         )
 

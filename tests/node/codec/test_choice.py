@@ -132,6 +132,8 @@ def test_a_meter_learns_from_long_messages_and_pings() -> None:
     assert meter.link(Link()).at_most_bits_per_second == 8 * TELLING_BYTES
     meter.sent(TELLING_BYTES, 0.5)
     assert 8 * TELLING_BYTES < (meter.link(Link()).at_most_bits_per_second or 0) < 16 * TELLING_BYTES
+    assert meter.link(Link(at_most_bits_per_second=5.0)).at_most_bits_per_second == 5.0
+    assert (meter.link(Link(at_most_bits_per_second=1e12)).at_most_bits_per_second or 0) < 1e9
     for seconds in (0.03, 0.01, 0.5):
         meter.answered(seconds)
     assert meter.link(Link()).round_trip_seconds == 0.01
