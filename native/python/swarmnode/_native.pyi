@@ -105,8 +105,20 @@ class Transport:
     def dial(self, host: str, port: int, peer: str) -> Operation:
         """Gives a `Connection` to this peer and no other."""
 
+    def listen_tcp(self, socket: int) -> tuple[str, int]:
+        """Take over a listening TCP socket, and take connections over it."""
+
+    def dial_tcp(self, host: str, port: int, peer: str) -> Operation:
+        """As `dial`, over TCP, Noise and yamux."""
+
+    def upgrade(self, stream: Stream, expected: str | None) -> Operation:
+        """Gives a `Connection` inside of a stream, which is not to be used otherwise any more.
+
+        `expected` is the peer that we have reached by it, None when it has reached us.
+        """
+
     def accept(self) -> Operation:
-        """Gives the next inbound `Connection`."""
+        """Gives the next inbound `Connection`, whatever it runs over."""
 
     def punch(self, host: str, port: int, seconds: float) -> None:
         """Send random datagrams there for a while, so that a NAT of ours lets in what comes from there."""
@@ -134,6 +146,10 @@ class Connection:
     @property
     def remote_addr(self) -> tuple[str, int] | None:
         """None when it runs inside of another connection."""
+
+    @property
+    def transport(self) -> str:
+        """What it runs over: `quic`, `tcp`, or a `stream` of another connection."""
 
     @property
     def near(self) -> bool:

@@ -1,19 +1,19 @@
 //! What a multiplexed connection runs over: a TCP socket, or a stream of another connection.
 
+use crate::channel::Channel;
 use crate::error::Error;
 use crate::limits;
-use crate::muxed;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use tokio::net::TcpStream;
 
 /// A run of bytes both ways. Reading and writing do not disturb each other; all calls may come from any thread.
-#[derive(Debug)]
 pub(crate) enum Carrier {
     Tcp(TcpStream),
-    Stream(muxed::Stream),
+    Stream(Arc<Channel>),
 }
 
 impl Carrier {
@@ -95,7 +95,9 @@ impl Carrier {
         match self {
             // An error says that the other end has gone already.
             Self::Tcp(socket) => drop(SockRef::from(socket).shutdown(std::net::Shutdown::Write)),
-            Self::Stream(stream) => drop(stream.poll_finish(&mut Context::from_waker(Waker::noop()))),
+            Self::Stream(stream) => {
+                drop(stream.stream().poll_finish(&mut Context::from_waker(Waker::noop())))
+            }
         }
     }
 }

@@ -62,6 +62,15 @@ impl Connection {
         }
     }
 
+    /// What it runs over: `quic`, `tcp`, or a `stream` of another connection.
+    pub fn transport(&self) -> &'static str {
+        match self {
+            Self::Quic(_) => "quic",
+            Self::Yamux(connection) if connection.remote_addr().is_some() => "tcp",
+            Self::Yamux(_) => "stream",
+        }
+    }
+
     /// Where the other end is; `None` when the connection runs inside of another.
     pub fn remote_addr(&self) -> Option<SocketAddr> {
         match self {

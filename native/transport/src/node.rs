@@ -1,9 +1,10 @@
 //! One node's transport: its thread, its sockets, the connections that come in.
 
 use crate::carrier::Carrier;
+use crate::channel::Channel;
 use crate::error::Error;
 use crate::limits;
-use crate::muxed::{Connection, Pending, Stream};
+use crate::muxed::{Connection, Pending};
 use crate::quic::{self, Endpoint, Setup};
 use crate::tcp;
 use libp2p_identity::{Keypair, PeerId};
@@ -109,8 +110,8 @@ impl Node {
     }
 
     /// Make a connection inside of another one's stream. `expected` is whom we have reached by it, `None` when it has
-    /// reached us.
-    pub fn upgrade(&self, stream: Stream, expected: Option<PeerId>) -> Pending<Connection> {
+    /// reached us. The stream is not to be used by others any more.
+    pub fn upgrade(&self, stream: Arc<Channel>, expected: Option<PeerId>) -> Pending<Connection> {
         let tcp = Arc::clone(&self.tcp);
         self.dialling(async move { tcp.upgrade(Carrier::Stream(stream), expected).await })
     }

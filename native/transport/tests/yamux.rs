@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
+use swarmnode_transport::channel::Channel;
 use swarmnode_transport::{Connection, Error, Node, Stream};
 
 /// Runs a future on this thread, which is not the node's: the way in which Python polls.
@@ -55,11 +56,16 @@ fn inside_quic() -> Pair {
     let addr = there.listen(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
     let outer = [block_on(here.dial(addr, there.peer())).unwrap(), block_on(there.accept()).unwrap()];
     let (near, far) = stream_between(&outer[0], &outer[1]);
-    let (upgrading, answering) = (here.upgrade(near, Some(there.peer())), there.upgrade(far, None));
+    let (upgrading, answering) =
+        (here.upgrade(carrying(near), Some(there.peer())), there.upgrade(carrying(far), None));
     let two = thread::spawn(move || block_on(answering).unwrap());
     let one = block_on(upgrading).unwrap();
     assert_eq!(one.remote_addr(), None);
     Pair { one, two: two.join().unwrap(), _outer: Some(outer), nodes: [here, there] }
+}
+
+fn carrying(stream: Stream) -> Arc<Channel> {
+    Arc::new(Channel::new(stream))
 }
 
 /// A stream and its other end; one byte makes QUIC tell of it.
