@@ -47,9 +47,6 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// What we hold for the other end until it is acknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 
-/// What is sent before anything is known of the path. RFC 9002 says 14,720 bytes.
-pub const INITIAL_CWND_BYTES: u64 = 14_720;
-
 /// The largest datagram looked for. Larger ones hung or collapsed on loopback; it is Ethernet's less IPv6 and UDP.
 pub const MAX_UDP_PAYLOAD_BYTES: u16 = 1452;
 

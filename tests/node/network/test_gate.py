@@ -377,10 +377,11 @@ async def test_one_who_says_nothing_or_too_much_or_nonsense(listen: str, monkeyp
         await talk.hear()
 
     async def many(connection: Gated, opened_by_us: bool) -> None:
+        streams = []
         for _ in range(200):
-            stream = (await connection.open_stream()).stream
-            await stream.send_all(b"\x13/multistream/1.0.0\n")
-        await stream.receive_some(1)
+            streams.append((await connection.open_stream()).stream)
+            await streams[-1].send_all(b"\x13/multistream/1.0.0\n")
+        await streams[-1].receive_some(1)
 
     async def gone(connection: Any, opened_by_us: bool) -> None:
         await connection.close()

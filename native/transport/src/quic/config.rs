@@ -1,18 +1,16 @@
 //! How quinn is set up, from `limits.rs`.
 
+use super::congestion::SteadyConfig;
 use crate::error::Error;
 use crate::limits;
 use crate::tls::Credentials;
 use libp2p_identity::PeerId;
-use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 
 /// What both ends' connections have in common.
 pub(crate) fn transport() -> Result<Arc<TransportConfig>, Error> {
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(limits::INITIAL_CWND_BYTES);
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(limits::MAX_UDP_PAYLOAD_BYTES);
     let idle =
@@ -30,7 +28,7 @@ pub(crate) fn transport() -> Result<Arc<TransportConfig>, Error> {
         .mtu_discovery_config(Some(mtu))
         .datagram_receive_buffer_size(Some(limits::DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(limits::DATAGRAM_BUFFER_BYTES)
-        .congestion_controller_factory(Arc::new(congestion));
+        .congestion_controller_factory(Arc::new(SteadyConfig));
     Ok(Arc::new(config))
 }
 

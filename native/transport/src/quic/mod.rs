@@ -1,6 +1,7 @@
 //! QUIC: quinn's endpoints, connections and streams, with libp2p's TLS.
 
 mod config;
+mod congestion;
 mod connection;
 mod endpoint;
 mod stream;
