@@ -12,11 +12,13 @@ import trio
 from support.pond import Pond
 from swarmnode.errors import PeerLost
 from swarmnode.node.defaults import MAX_IN_FLIGHT_STEPS
+from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.protocols.messages import (
     Attach,
     Attached,
     Break,
     Close,
+    Output,
     Ping,
     Pong,
     Refused,
@@ -25,6 +27,7 @@ from swarmnode.protocols.messages import (
     TensorHeader,
 )
 from swarmnode.protocols.records import ModelId
+from swarmnode.protocols.tensors import CODEC_H8, CODEC_LOSSLESS, CODEC_RAW
 
 
 async def test_steps_give_what_the_blocks_give(pond: Pond) -> None:
@@ -71,6 +74,7 @@ async def test_a_part_of_the_span_can_be_opened(pond: Pond) -> None:
         ({"start": 0, "end": 3}, "peer-refused", "Blocks 0:3 are not the last and have no successor."),
         ({"start": 0, "end": 5}, "bad-range", "This server holds blocks 0:4, not 0:5."),
         ({"dtype": "int7"}, "peer-refused", "Hidden states cannot be sent here as int7."),
+        ({"codecs": (0, 99)}, "peer-refused", "Codec 99 is not read here."),
         ({"rows": 2}, "peer-refused", "This server runs 1 row in a session, not 2."),
         ({"max_tokens": 1001}, "peer-busy", "The cache has room for 1000 of 1000 tokens; 1001 are wanted."),
     ],
@@ -172,6 +176,22 @@ async def test_steps_that_do_not_fit_break_the_session(pond: Pond, step: Step, m
     assert answer.code == "protocol-violation"
     assert message in answer.message
     await server.idle()
+
+
+async def test_a_codec_that_was_not_agreed_on_breaks_the_session(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    header, body = tensor_to_bytes(pond.hidden(8), "float32", CODEC_H8)
+    assert header.codec == CODEC_H8
+    for codecs, answers in (((CODEC_H8, CODEC_RAW), Output), ((CODEC_LOSSLESS, CODEC_RAW), Break)):
+        talk = await pond.opened(pond.network(), server, pond.open_message(0, 4, codecs=codecs))
+        await talk.say(Step(0, 0, 8, header), body)
+        answer = await talk.hear()
+        assert isinstance(answer, answers), answer
+        if isinstance(answer, Break):
+            assert answer.code == "protocol-violation"
+            assert "a step in codec 2, which was not agreed on" in answer.message
+        await talk.close()
+        await server.idle()
 
 
 async def test_more_steps_than_agreed_break_the_session(pond: Pond) -> None:
