@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
 
 import trio
 from multiaddr import Multiaddr
@@ -11,7 +10,8 @@ from multiaddr import Multiaddr
 from swarmnode.errors import PeerLost
 
 from .gate import Gate
-from .network import Stream
+from .lost import WireLost
+from .native import NativeMuxer, NativeStream
 from .p2p import (
     ID,
     ConnectionType,
@@ -24,73 +24,17 @@ from .p2p import (
     StreamState,
     Swarm,
 )
-from .wire import WireLost
 
-__all__ = ["MAX_CONNECTIONS", "Connection", "Muxer", "OwnStream", "hand_over", "net_stream_of"]
+__all__ = ["MAX_CONNECTIONS", "Connection", "hand_over", "net_stream_of"]
 
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_PER_PEER = 4
 
 
-class OwnStream(Stream, Protocol):
-    """A stream before its protocol is agreed on."""
-
-    def unread(self, piece: bytes) -> None:
-        """Put back what was read too much."""
-
-    def drop(self) -> None:
-        """Reset without waiting."""
-
-
-class Muxer(Protocol):
-    """What carries the streams of one connection.
-
-    Attributes:
-        peer: the peer id of the other end.
-        opened_by_us: whether we dialled.
-        polite_end: whether the end, once it has come, was meant.
-        active_at: when a stream was last open or opened, in trio's time.
-        ended: set once the connection is gone.
-    """
-
-    peer: str
-    opened_by_us: bool
-    polite_end: bool
-    active_at: float
-    ended: trio.Event
-
-    @property
-    def closed(self) -> bool: ...
-    @property
-    def open_streams(self) -> int: ...
-    @property
-    def idle(self) -> bool:
-        """Whether no stream is open."""
-
-    @property
-    def remote_address(self) -> tuple[str, int] | None:
-        """Where the other end is; None inside of another connection."""
-
-    async def run(self) -> None:
-        """Carry the streams until the end. Never raises but when cancelled."""
-
-    async def open(self) -> OwnStream:
-        """A new stream. Raises `WireLost`."""
-
-    async def accept(self) -> OwnStream:
-        """The next stream that the other end opens. Raises `WireLost`."""
-
-    def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
-        """Bytes that both ends of this connection can make and nobody else."""
-
-    def close(self, *, say: bool = False) -> None:
-        """End the connection and all its streams at once; with `say`, tell the other end that it is meant."""
-
-
 class _MuxedStream(IMuxedStream):  # type: ignore[misc]
     """A stream of ours as py-libp2p's own protocols want it."""
 
-    def __init__(self, connection: Connection, stream: OwnStream) -> None:
+    def __init__(self, connection: Connection, stream: NativeStream) -> None:
         self.muxed_conn = connection
         self.stream = stream
 
@@ -128,7 +72,7 @@ class _MuxedStream(IMuxedStream):  # type: ignore[misc]
 class Connection(IMuxedConn):  # type: ignore[misc]
     """A connection of ours as py-libp2p's swarm wants it."""
 
-    def __init__(self, muxer: Muxer) -> None:
+    def __init__(self, muxer: NativeMuxer) -> None:
         self.muxer = muxer
         self.peer_id = ID.from_base58(muxer.peer)
         self.event_started = trio.Event()
@@ -213,7 +157,7 @@ async def hand_over(connection: Connection, swarm: Swarm, direction: str, gate: 
         raise WireLost(f"the swarm refused it ({error})") from error
 
 
-async def net_stream_of(stream: OwnStream, swarm: Swarm, protocol: str) -> NetStream:
+async def net_stream_of(stream: NativeStream, swarm: Swarm, protocol: str) -> NetStream:
     """A stream of ours as py-libp2p's own protocols know streams."""
     connection = swarm.get_connections(ID.from_base58(stream.peer))[0].muxed_conn
     net_stream = NetStream(_MuxedStream(connection, stream), None, None)
@@ -222,7 +166,7 @@ async def net_stream_of(stream: OwnStream, swarm: Swarm, protocol: str) -> NetSt
     return net_stream
 
 
-def _drop_idlest(muxers: Iterable[Muxer]) -> bool:
+def _drop_idlest(muxers: Iterable[NativeMuxer]) -> bool:
     """Close the connection that has not been used for longest; False when all are in use."""
     idle = [muxer for muxer in muxers if muxer.idle]
     if idle:

@@ -14,7 +14,7 @@ from swarmnode.errors import PeerRefused, PeerUnreachable
 
 from .addresses import Endpoint, dialable
 from .circuits import Circuit
-from .wire import WireLost
+from .lost import WireLost
 
 __all__ = ["DIAL_SECONDS", "Dialler"]
 

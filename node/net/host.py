@@ -20,17 +20,18 @@ from swarmnode.node.background import open_background
 from swarmnode.node.identity import Identity
 from swarmnode.protocols.ids import GATE
 
-from .accepting import accept_for_ever
 from .addresses import Endpoint, listen_socket, listening_addrs, peer_at
 from .answer import answer
 from .circuits import Circuit, without_peer
-from .connection import MAX_CONNECTIONS, Connection, Muxer, OwnStream, hand_over, net_stream_of
+from .connection import MAX_CONNECTIONS, Connection, hand_over, net_stream_of
 from .dialing import Dialler
 from .gate import Gate
 from .kademlia import Kademlia
 from .lan import stay_on_lan
+from .lost import WireLost
 from .metric import closest
 from .multistream import choose, offer
+from .native import NativeMuxer, NativeStream
 from .network import Network, PeerAddrs, Stream, StreamHandler
 from .p2p import (
     ID,
@@ -44,7 +45,6 @@ from .p2p import (
 )
 from .pipe import open_pipe
 from .transport import Transport
-from .wire import Wire, WireLost
 
 __all__ = ["Libp2pNetwork", "open_host"]
 
@@ -105,10 +105,7 @@ class Libp2pNetwork:
         """Run py-libp2p's host, accept connections and keep the routing table, for ever."""
         async with self._host.run([]), trio.open_nursery() as nursery:
             for listener in listeners:
-                if listener.type == socket.SOCK_STREAM:
-                    nursery.start_soon(accept_for_ever, listener, self._welcome)
-                else:
-                    self._transport.listen(listener)
+                self._transport.listen(listener)
             nursery.start_soon(self._accept)
             nursery.start_soon(self._kademlia.upkeep)
             running.set()
@@ -193,16 +190,13 @@ class Libp2pNetwork:
     def _is_connected(self, peer: str) -> bool:
         return self._muxer(peer) is not None
 
-    def _muxer(self, peer: str) -> Muxer | None:
+    def _muxer(self, peer: str) -> NativeMuxer | None:
         """The newest living connection to a peer."""
         for connection in reversed(self._swarm.connections.get(id_of(peer), ())):
-            muxer: Muxer = connection.muxed_conn.muxer
+            muxer: NativeMuxer = connection.muxed_conn.muxer
             if not muxer.closed:
                 return muxer
         return None
-
-    async def _welcome(self, wire: Wire) -> None:
-        await self._add(await self._transport.upgrade(wire, None), "inbound")
 
     async def _dial_endpoint(self, peer: str, endpoint: Endpoint | Circuit) -> None:
         self._gate.check(peer)
@@ -214,7 +208,7 @@ class Libp2pNetwork:
         self._nursery.start_soon(self._watch, connection.muxer)
 
     async def _accept(self) -> None:
-        """Take up what comes over UDP, for ever. Whoever stalls at the gate stalls nobody else."""
+        """Take up what comes in, for ever. Whoever stalls at the gate stalls nobody else."""
         async with trio.open_nursery() as nursery:
             try:
                 while True:
@@ -237,7 +231,7 @@ class Libp2pNetwork:
         await self._kademlia.reach_soon(peer)
         return list(self._swarm.get_connections(peer_id))
 
-    async def _watch(self, muxer: Muxer) -> None:
+    async def _watch(self, muxer: NativeMuxer) -> None:
         """Forget a peer whose last connection broke without a good-bye; any is asked anew who it is another time."""
         await muxer.ended.wait()
         if not self._is_connected(muxer.peer):
@@ -247,7 +241,7 @@ class Libp2pNetwork:
 
     # Streams.
 
-    async def _negotiate(self, peer: str, protocol: str) -> OwnStream:
+    async def _negotiate(self, peer: str, protocol: str) -> NativeStream:
         muxer = self._muxer(peer)
         if muxer is None:
             raise PeerLost(f"The connection to {peer} is gone.", peer=peer)
@@ -278,7 +272,7 @@ class Libp2pNetwork:
 
     async def _answer(self, net_stream: INetStream) -> None:
         """Answer an inbound stream. The swarm runs this: what it raises would take the node down."""
-        stream: OwnStream = net_stream.muxed_stream.stream
+        stream: NativeStream = net_stream.muxed_stream.stream
         theirs = self._host.multiselect.handlers
         try:
             with trio.fail_after(NEGOTIATE_SECONDS):

@@ -1,6 +1,5 @@
 """Connections and streams of the transport in Rust, as the node uses them. Knows no libp2p.
 
-`NativeMuxer` and `NativeStream` can do what `yamux.Muxer` and `muxed.MuxedStream` can, and whole messages besides.
 Cancelling a read loses nothing; a write that is cancelled half-way leaves a stream that must be reset.
 """
 
@@ -18,7 +17,7 @@ from swarmnode.errors import PeerLost, ProtocolViolation
 from swarmnode.node.links import Link
 
 from .bell import Bell
-from .wire import WireLost
+from .lost import WireLost
 
 __all__ = ["NativeMuxer", "NativeStream", "Seen", "Stats"]
 
@@ -35,9 +34,10 @@ class Seen(tuple[str, int]):
 
     multiaddr: str
 
-    def __new__(cls, host: str, port: int) -> Seen:
+    def __new__(cls, host: str, port: int, transport: str) -> Seen:
         seen = super().__new__(cls, (host, port))
-        seen.multiaddr = f"/{'ip6' if ':' in host else 'ip4'}/{host}/udp/{port}/quic-v1"
+        way = f"udp/{port}/quic-v1" if transport == "quic" else f"tcp/{port}"
+        seen.multiaddr = f"/{'ip6' if ':' in host else 'ip4'}/{host}/{way}"
         return seen
 
 
@@ -76,15 +76,18 @@ class NativeMuxer:
         active_at: when a stream was last opened, in trio's time.
         ended: set once the connection is gone; `run` sees to that.
         remote_address: where the other end is; None when the connection runs inside of another.
+        relay: who carries it; None for a direct one.
     """
 
-    def __init__(self, connection: _native.Connection, bell: Bell) -> None:
+    def __init__(self, connection: _native.Connection, bell: Bell, relay: str | None = None) -> None:
         self.peer = connection.peer
         self.opened_by_us = connection.opened_by_us
         self.polite_end = False
         self.active_at = trio.current_time()
         self.ended = trio.Event()
-        self.remote_address = Seen(*connection.remote_addr) if connection.remote_addr is not None else None
+        seen = connection.remote_addr
+        self.remote_address = Seen(*seen, connection.transport) if seen is not None else None
+        self.relay = relay
         self._connection = connection
         self._bell = bell
 
@@ -107,8 +110,8 @@ class NativeMuxer:
         near = self.remote_address is not None and self.remote_address[0] in ("127.0.0.1", "::1")
         round_trip, _, _, window_bytes, *_ = self._connection.stats()
         # A window's worth in each round trip is the most that goes now; whether the link carries more, nobody knows.
-        at_most = 8 * window_bytes / round_trip if round_trip > 0 else None
-        return Link(near=near, at_most_bits_per_second=at_most, round_trip_seconds=round_trip)
+        at_most = 8 * window_bytes / round_trip if round_trip > 0 and window_bytes else None
+        return Link(near=near, at_most_bits_per_second=at_most, round_trip_seconds=round_trip or None)
 
     async def run(self) -> None:
         """Wait for the end."""
@@ -121,11 +124,11 @@ class NativeMuxer:
 
     async def open(self) -> NativeStream:
         """A new stream, as soon as the other end allows one more. Raises `WireLost`."""
-        return await self._stream(self._connection.open())
+        return await self._stream_of(self._connection.open())
 
     async def accept(self) -> NativeStream:
         """The next stream that the other end opens. Raises `WireLost`."""
-        return await self._stream(self._connection.accept())
+        return await self._stream_of(self._connection.accept())
 
     async def ping(self) -> float:
         """One datagram there and one back; the seconds it took. Raises `WireLost`."""
@@ -146,7 +149,7 @@ class NativeMuxer:
         """End the connection and all its streams at once."""
         self._connection.close()
 
-    async def _stream(self, operation: _native.Operation) -> NativeStream:
+    async def _stream_of(self, operation: _native.Operation) -> NativeStream:
         try:
             stream = cast("_native.Stream", await self._bell.result(operation))
         except _native.TransportError as error:
@@ -160,7 +163,7 @@ class NativeStream:
 
     def __init__(self, stream: _native.Stream, muxer: NativeMuxer, bell: Bell) -> None:
         self.peer = muxer.peer
-        self._stream = stream
+        self.native = stream
         self._muxer = muxer
         self._bell = bell
 
@@ -172,32 +175,32 @@ class NativeStream:
     @property
     def moved_bytes(self) -> int:
         """Bytes that have come and gone so far: while it changes, the other end lives."""
-        return self._stream.moved_bytes
+        return self.native.moved_bytes
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         start, size = 0, memoryview(data).nbytes
         try:
             while start < size:
-                start += await self._bell.until(self._stream.write_token, partial(self._stream.write, data, start))
+                start += await self._bell.until(self.native.write_token, partial(self.native.write, data, start))
         except _native.TransportError as error:
             raise self._gone(error) from error
 
     async def receive_some(self, max_bytes: int) -> bytes:
         try:
-            return await self._bell.until(self._stream.read_token, partial(self._stream.read, max_bytes))
+            return await self._bell.until(self.native.read_token, partial(self.native.read, max_bytes))
         except _native.TransportError as error:
             raise self._gone(error) from error
 
     async def receive_into(self, buffer: Buffer) -> int:
         """As `receive_some`, into the start of a writable buffer; how many bytes. Raises `PeerLost`."""
         try:
-            return await self._bell.until(self._stream.read_token, partial(self._stream.read_into, buffer))
+            return await self._bell.until(self.native.read_token, partial(self.native.read_into, buffer))
         except _native.TransportError as error:
             raise self._gone(error) from error
 
     def unread(self, piece: bytes) -> None:
         """Put back what was read too much."""
-        self._stream.unread(piece)
+        self.native.unread(piece)
 
     async def send_message(self, header: bytes, body: Buffer = b"") -> None:
         """Send a frame with this packed header. A cancelled send that is half out resets the stream.
@@ -208,13 +211,13 @@ class NativeStream:
         """
         sent = False
         try:
-            await self._bell.until(self._stream.write_token, lambda: self._stream.send(header, body) or None)
+            await self._bell.until(self.native.write_token, lambda: self.native.send(header, body) or None)
             sent = True
         except _native.TransportError as error:
             raise self._gone(error) from error
         finally:
             if not sent:
-                self._stream.give_up_send()
+                self.native.give_up_send()
 
     async def receive_message(self, max_body_bytes: int) -> tuple[bytes, memoryview] | None:
         """The next frame's header, packed, and body; None once the peer has finished. Cancelling loses nothing.
@@ -226,7 +229,7 @@ class NativeStream:
             ProtocolViolation: what came is no frame within the limits; the stream is of no use any more.
         """
         try:
-            return await self._bell.until(self._stream.read_token, partial(self._stream.receive, max_body_bytes))
+            return await self._bell.until(self.native.read_token, partial(self.native.receive, max_body_bytes))
         except EOFError:
             return None
         except _native.BadMessage as error:
@@ -240,7 +243,7 @@ class NativeStream:
         A cancelled receive that has written to the buffer leaves a stream that only refuses.
         """
         try:
-            return await self._bell.until(self._stream.read_token, partial(self._stream.receive_into, buffer))
+            return await self._bell.until(self.native.read_token, partial(self.native.receive_into, buffer))
         except EOFError:
             return None
         except _native.BadMessage as error:
@@ -248,16 +251,16 @@ class NativeStream:
         except _native.TransportError as error:
             raise self._gone(error) from error
         finally:
-            self._stream.give_up_receive()
+            self.native.give_up_receive()
 
     async def send_eof(self) -> None:
         try:
-            await self._bell.until(self._stream.write_token, self._stream.finish)
+            await self._bell.until(self.native.write_token, self.native.finish)
         except _native.TransportError as error:
             raise self._gone(error) from error
 
     async def aclose(self) -> None:
-        self._stream.close()
+        self.native.close()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def reset(self) -> None:
@@ -266,7 +269,7 @@ class NativeStream:
 
     def drop(self) -> None:
         """Reset without waiting."""
-        self._stream.reset(RESET_CODE)
+        self.native.reset(RESET_CODE)
 
     def _gone(self, error: _native.TransportError) -> PeerLost:
         return PeerLost(f"The stream to {self.peer} is gone: {error}.", peer=self.peer)

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 from libp2p import new_host
-from libp2p.abc import IListener, IMuxedConn, IMuxedStream, INetStream, IRawConnection, ITransport
+from libp2p.abc import IListener, IMuxedConn, IMuxedStream, INetStream, ITransport
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
@@ -32,7 +32,6 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.relay.circuit_v2.pb import HolePunch, HopMessage, StopMessage
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
@@ -55,7 +54,6 @@ __all__ = [
     "IMuxedConn",
     "IMuxedStream",
     "INetStream",
-    "IRawConnection",
     "ITransport",
     "KadDHT",
     "MuxedConnUnavailable",
@@ -63,7 +61,6 @@ __all__ = [
     "MuxedStreamReset",
     "NetStream",
     "NoiseTransport",
-    "PeerIDMismatchesPubkey",
     "PeerInfo",
     "StopMessage",
     "StreamFailure",

@@ -20,16 +20,16 @@ from swarmnode.protocols.ids import SESSION
 
 from .addresses import Endpoint, parse_addr
 from .circuits import MARK, Circuit, without_peer
-from .connection import Connection, Muxer
+from .connection import Connection
 from .gate import Gate
 from .host import IDENTIFY_SECONDS, Libp2pNetwork
+from .lost import WireLost
 from .moving import MOVING, Movers
 from .nat.keeper import Keeper
-from .nat.stream_wire import StreamWire
-from .native import Seen
+from .native import NativeMuxer, NativeStream
 from .network import Stream
 from .p2p import id_of, note_observations
-from .wire import WireLost
+from .transport import Transport
 
 __all__ = ["ReachingNetwork"]
 
@@ -104,8 +104,8 @@ class ReachingNetwork(Libp2pNetwork):
         return tuple(map(without_peer, super().addrs))
 
     def seen_at(self, peer: str) -> tuple[str, ...]:
-        found = [muxer.remote_address for muxer in self._muxers(peer) if _relay(muxer) is None]
-        return tuple(dict.fromkeys(_multiaddr(address) for address in found if address is not None))
+        found = [muxer.remote_address for muxer in self._muxers(peer) if muxer.relay is None]
+        return tuple(dict.fromkeys(address.multiaddr for address in found if address is not None))
 
     def observed(self) -> dict[str, str]:
         return {peer: addr for peer, addr in self._observed.items() if self._is_direct(peer)}
@@ -124,23 +124,23 @@ class ReachingNetwork(Libp2pNetwork):
             await self._links_changed.wait()
 
     async def carry(self, stream: Stream, peer: str, relay: str, *, opened_by_us: bool) -> None:
-        wire = StreamWire(stream, relay)
-        self._nursery.start_soon(wire.hold)
+        assert isinstance(stream, NativeStream)  # only a network in tests has others, and carries nothing
         try:
             self._gate.check(peer)
             with trio.fail_after(HANDSHAKE_SECONDS):
-                connection = await self._transport.upgrade(wire, peer if opened_by_us else None)
+                connection = await self._transport.upgrade(stream, peer if opened_by_us else None, relay)
             if connection.peer != peer:
+                connection.muxer.close(say=True)
                 raise WireLost("another peer than the relay said is behind it")
             await self._add(connection, "outbound" if opened_by_us else "inbound")
         except (WireLost, trio.TooSlowError) as error:
-            wire.close()
+            stream.drop()
             raise PeerUnreachable(f"{peer} cannot be reached through {relay}: {error}.", peer=peer) from error
         except BaseException:
-            wire.close()
+            stream.drop()
             raise
         if not opened_by_us:
-            await wire.ended.wait()
+            await connection.muxer.ended.wait()
 
     async def dial(self, peer: str, addr: str, *, punching: bool = False) -> None:
         try:
@@ -150,15 +150,22 @@ class ReachingNetwork(Libp2pNetwork):
             raise PeerUnreachable(f"{peer} does not answer at {addr}: {error}.", peer=peer) from error
 
     async def dial_back(self, peer: str, addr: str) -> None:
+        # From the socket that listens a NAT would let us in that lets in nobody else.
+        fresh = Transport(self._identity)
         try:
-            connection = await self._transport.dial(Multiaddr(f"{addr}/p2p/{peer}"))
+            connection = await fresh.dial(Multiaddr(f"{addr}/p2p/{peer}"))
+            connection.muxer.close(say=True)
         except (OSError, WireLost, BadInput) as error:
             raise PeerUnreachable(f"{peer} does not answer at {addr}: {error}.", peer=peer) from error
-        connection.muxer.close(say=True)
+        finally:
+            fresh.close()
 
     async def punch(self, addr: str, seconds: float) -> None:
-        endpoint, _ = parse_addr(addr)
-        await self._transport.punch(endpoint, seconds)
+        try:
+            endpoint, _ = parse_addr(addr)
+            await self._transport.punch(endpoint, seconds)
+        except (OSError, WireLost, BadInput) as error:
+            _log.debug("no packets to %s: %s", addr, error)
 
     def announce(self, addrs: Sequence[str]) -> None:
         self._announced = tuple(addrs)
@@ -167,18 +174,18 @@ class ReachingNetwork(Libp2pNetwork):
 
     # Connections.
 
-    def _muxers(self, peer: str) -> list[Muxer]:
+    def _muxers(self, peer: str) -> list[NativeMuxer]:
         """The living connections to a peer, the newest first."""
         found = [connection.muxed_conn.muxer for connection in self._swarm.connections.get(id_of(peer), ())]
         return [muxer for muxer in reversed(found) if not muxer.closed]
 
-    def _muxer(self, peer: str) -> Muxer | None:
+    def _muxer(self, peer: str) -> NativeMuxer | None:
         living = self._muxers(peer)
-        return next((muxer for muxer in living if _relay(muxer) is None), living[0] if living else None)
+        return next((muxer for muxer in living if muxer.relay is None), living[0] if living else None)
 
     def _is_direct(self, peer: str) -> bool:
         muxer = self._muxer(peer)
-        return muxer is not None and _relay(muxer) is None
+        return muxer is not None and muxer.relay is None
 
     async def _dial_endpoint(self, peer: str, endpoint: Endpoint | Circuit) -> None:
         if isinstance(endpoint, Endpoint):
@@ -191,14 +198,14 @@ class ReachingNetwork(Libp2pNetwork):
 
     async def _add(self, connection: Connection, direction: str) -> None:
         await super()._add(connection, direction)
-        peer, relay = connection.peer, _relay(connection.muxer)
+        peer, relay = connection.peer, connection.muxer.relay
         self._tell()
         if relay is None:
             self._nursery.start_soon(self._move, peer)
         elif direction == "inbound":
             self._nursery.start_soon(self._lead, peer, relay)
 
-    async def _watch(self, muxer: Muxer) -> None:
+    async def _watch(self, muxer: NativeMuxer) -> None:
         await super()._watch(muxer)
         self._tell()
         if not self._is_direct(muxer.peer):
@@ -217,7 +224,7 @@ class ReachingNetwork(Libp2pNetwork):
         if await self._movers.move(peer, partial(self._open_direct, peer)):
             _log.info("what ran to %s through a relay runs directly now", peer)
         while self._is_direct(peer):
-            relayed = [muxer for muxer in self._muxers(peer) if _relay(muxer) is not None]
+            relayed = [muxer for muxer in self._muxers(peer) if muxer.relay is not None]
             if not relayed:
                 return
             await trio.sleep(LINGER_SECONDS)
@@ -240,16 +247,3 @@ class ReachingNetwork(Libp2pNetwork):
         """Wake whoever waits for a connection to come or go."""
         self._links_changed.set()
         self._links_changed = trio.Event()
-
-
-def _relay(muxer: Muxer) -> str | None:
-    """Who carries a connection; None for a direct one."""
-    wire = getattr(muxer, "wire", None)
-    return wire.relay if isinstance(wire, StreamWire) else None
-
-
-def _multiaddr(address: tuple[str, int]) -> str:
-    if isinstance(address, Seen):
-        return address.multiaddr
-    host, port = address
-    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"

@@ -19,12 +19,9 @@ import trio.testing
 
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
 from swarmnode.node.identity import create_identity, identity_from_seed
-from swarmnode.node.net.accepting import connect_wire
-from swarmnode.node.net.early import EarlyStream
 from swarmnode.node.net.host import open_host
-from swarmnode.node.net.multistream import choose
+from swarmnode.node.net.lost import WireLost
 from swarmnode.node.net.network import Network, Stream
-from swarmnode.node.net.wire import WireLost
 
 TCP = ("/ip4/127.0.0.1/tcp/0",)
 QUIC = ("/ip4/127.0.0.1/udp/0/quic-v1",)
@@ -294,10 +291,12 @@ async def test_four_hundred_connections_come_and_go() -> None:
 
 async def test_plain_text_is_refused() -> None:
     async with hosts(2) as (server, honest):
-        wire = await connect_wire("127.0.0.1", port_of(server), socket.AF_INET)
-        with pytest.raises(PeerRefused):
-            await choose(EarlyStream(wire, "server"), "/plaintext/2.0.0")
-        wire.close()
+        async with await trio.open_tcp_stream("127.0.0.1", port_of(server)) as stranger:
+            await stranger.send_all(b"\x13/multistream/1.0.0\n\x11/plaintext/2.0.0\n")
+            answer = b""
+            while not answer.endswith(b"\x03na\n"):
+                answer += await stranger.receive_some(100)
+            assert answer == b"\x13/multistream/1.0.0\n\x03na\n"
         await honest.connect(server.addrs[0])
 
 
@@ -337,14 +336,11 @@ async def test_garbage_from_a_proved_peer_then_honest_service() -> None:
             await rude.connect(server.addrs[0])
             muxer = rude._muxer(server.peer)  # type: ignore[attr-defined]
             with suppress(WireLost, PeerLost):  # the server may have had enough of it just now
-                if number % 3 == 0:
-                    stream = muxer.open_stream()
+                stream = await muxer.open()
+                if number % 2:
                     await stream.send_all(rng.randbytes(100))  # no protocol is agreed on
-                elif number % 3 == 1:
-                    stream = muxer.open_stream()
-                    await stream.send_all(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n")  # broken UTF-8
                 else:
-                    muxer.wire.write(muxer._seal.seal(rng.randbytes(200)))  # no yamux
+                    await stream.send_all(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n")  # broken UTF-8
             await trio.sleep(0.005)
         await honest.connect(server.addrs[0])
         assert await ask(honest, server.peer, b"hello") == b"hello"
