@@ -9,7 +9,15 @@ from typing_extensions import Buffer
 
 from swarmnode._native import codec_decode_into, codec_encode
 from swarmnode.errors import ProtocolViolation
-from swarmnode.protocols.tensors import CODEC_H8, CODEC_RAW, DTYPE_BYTES, DTYPE_NUMBERS, TensorHeader
+from swarmnode.protocols.tensors import (
+    CODEC_E4M3,
+    CODEC_E5M2,
+    CODEC_H8,
+    CODEC_RAW,
+    DTYPE_BYTES,
+    DTYPE_NUMBERS,
+    TensorHeader,
+)
 
 from .codec.on_device import h8_on_device
 
@@ -21,8 +29,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 BLOB_CODEC_BYTE: Final = 4
 """Where a blob says which codec it is in."""
 
-BLOB_START_BYTES: Final = 64
-"""Where a blob's first section begins."""
+FP8_GROUP: Final = 64
+"""Values to a scale. One scale a row takes 0.05 bytes a value less and does twice the damage."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -75,7 +83,9 @@ def _blob(tensor: torch.Tensor, header: TensorHeader, codec: int) -> bytearray |
     rows, tokens, hidden_size = header.shape
     if codec == CODEC_H8 and tensor.is_cuda:
         return h8_on_device(tensor.reshape(rows * tokens, hidden_size))
-    return codec_encode(codec, DTYPE_NUMBERS[header.dtype], rows * tokens, hidden_size, _bytes_of(tensor))
+    group = FP8_GROUP if codec in (CODEC_E4M3, CODEC_E5M2) else 0
+    number = DTYPE_NUMBERS[header.dtype]
+    return codec_encode(codec, number, rows * tokens, hidden_size, _bytes_of(tensor), group=group)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
