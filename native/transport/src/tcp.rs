@@ -191,3 +191,119 @@ impl Pipe for Sealed {
         self.plain.write(&sealed).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Node;
+    use proptest::prelude::*;
+    use std::sync::OnceLock;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// A listening node, and the runtime of a peer that will prove itself to it and then say what it must not.
+    fn node() -> (Node, SocketAddr, tokio::runtime::Runtime) {
+        let node = Node::new([1; 32]).unwrap();
+        let addr = node.listen_tcp(std::net::TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        (node, addr, runtime())
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn rude() -> Arc<Setup> {
+        let (accepted, _) = mpsc::channel(1);
+        Setup::new(&Keypair::ed25519_from_bytes([2; 32]).unwrap(), Arc::default(), accepted).unwrap()
+    }
+
+    /// What comes back, opened, after a proved peer has sent these plain bytes; empty when nothing does.
+    async fn after(setup: &Setup, addr: SocketAddr, peer: PeerId, plain: &[u8]) -> Vec<u8> {
+        let socket = TcpStream::connect(addr).await.unwrap();
+        let mut start = setup.prove(Carrier::tcp(socket), Some(peer)).await.unwrap();
+        let Carrier::Tcp(mut socket) = start.carrier else { unreachable!() };
+        let mut sealed = Vec::new();
+        for piece in plain.chunks(noise::MAX_PLAIN_BYTES) {
+            start.session.sealer.seal(&[piece], &mut sealed).unwrap();
+        }
+        let _ = socket.write_all(&sealed).await; // it may be thrown out before all is said
+        let _ = socket.shutdown().await;
+        let mut back = start.sealed;
+        let _ = timeout(Duration::from_secs(20), socket.read_to_end(&mut back)).await.unwrap();
+        let (mut opened, mut at) = (start.plain, 0);
+        while let Some(length) = Opener::length(&back[at..])
+            && let Some(message) = back.get_mut(at..at + length)
+        {
+            opened.extend_from_slice(start.session.opener.open(message).unwrap());
+            at += length;
+        }
+        opened
+    }
+
+    fn frame(kind: u8, flags: u8, stream: u32, value: u32) -> Vec<u8> {
+        [&[0, kind, 0, flags], stream.to_be_bytes().as_slice(), value.to_be_bytes().as_slice()].concat()
+    }
+
+    #[test]
+    fn who_breaks_the_protocol_is_told_so_and_cut_off() {
+        let (node, addr, runtime) = node();
+        let setup = rude();
+        let gone = frame(3, 0, 0, 1);
+        let mut flood = frame(1, 1, 1, 0);
+        for _ in 0..200 {
+            flood.extend(frame(0, 0, 1, 5000)); // far beyond the window
+            flood.extend([0; 5000]);
+        }
+        for (rudeness, bytes) in [
+            ("another version", vec![9; 12]),
+            ("no kind of frame", frame(4, 0, 0, 0)),
+            ("our stream ids", frame(1, 1, 2, 0)),
+            ("stream 0", frame(1, 1, 0, 0)),
+            ("a stream twice", [frame(1, 1, 1, 0), frame(1, 1, 1, 0)].concat()),
+            ("a huge frame", frame(0, 0, 7, u32::MAX)),
+            ("a flood", flood),
+        ] {
+            let said = runtime.block_on(after(&setup, addr, node.peer(), &bytes));
+            assert!(said.ends_with(&gone), "{rudeness}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn streams_beyond_the_bound_are_reset() {
+        let (node, addr, runtime) = node();
+        let opening: Vec<u8> = (0..600).flat_map(|number| frame(1, 1, 2 * number + 1, 0)).collect();
+        let said = runtime.block_on(after(&rude(), addr, node.peer(), &opening));
+        let reset = said.chunks(12).filter(|answer| answer[3] == 8).count();
+        assert!(reset >= 600 - usize::try_from(limits::MAX_STREAMS).unwrap(), "{reset}");
+    }
+
+    #[test]
+    fn a_flood_of_pings_is_answered_or_cut_off() {
+        let (node, addr, runtime) = node();
+        let pings: Vec<u8> = (0..100_000).flat_map(|number| frame(2, 1, 0, number)).collect();
+        let said = runtime.block_on(after(&rude(), addr, node.peer(), &pings));
+        assert!(said.starts_with(&frame(2, 2, 0, 0)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_plain_bytes_harm_the_node(bytes in proptest::collection::vec(
+            prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..60),
+                (0u8..5, 0u8..16, 0u32..8, 0u32..300_000).prop_map(|(kind, flags, stream, value)| frame(kind, flags, stream, value)),
+            ],
+            0..12,
+        )) {
+            static NODE: OnceLock<(Node, SocketAddr)> = OnceLock::new();
+            let (node, addr) = NODE.get_or_init(|| { let (node, addr, _) = self::node(); (node, addr) });
+            let (addr, runtime) = (*addr, runtime());
+            runtime.block_on(after(&rude(), addr, node.peer(), &bytes.concat()));
+            let setup = rude();
+            runtime.block_on(async {
+                let socket = TcpStream::connect(addr).await.unwrap();
+                setup.upgrade(Carrier::tcp(socket), Some(node.peer())).await.unwrap();
+            });
+        }
+    }
+}

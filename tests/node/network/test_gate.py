@@ -21,6 +21,7 @@ from swarmnode.node.net.host import open_host
 from swarmnode.node.net.multistream import choose, offer
 from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.net.p2p import ID, KADEMLIA, MuxedConnUnavailable, PeerInfo, new_host
+from swarmnode.node.net.reaching import ReachingNetwork
 from swarmnode.protocols import limits
 from swarmnode.protocols.frames import FrameReader, encode_frame
 from swarmnode.protocols.gate import Answer, Hello, Proof, encode, parse
@@ -455,3 +456,33 @@ def test_the_rule_of_the_lists() -> None:
     assert Guests(frozenset({"a"})).why_not("b")
     assert Guests(frozenset()).why_not("a")
     assert Guests(frozenset({"a"}), frozenset({"a"})).why_not("a")
+
+
+async def test_a_relay_brings_nobody_past_the_gate(caplog: pytest.LogCaptureFixture) -> None:
+    relay_id, stranger_id, friend_id = (create_identity() for _ in range(3))
+
+    class Indulgent(Gate):
+        """A member that lets strangers through to itself, against the rules."""
+
+        async def admit(self, connection: Gated, *, opened_by_us: bool) -> None:
+            if connection.peer != stranger_id.peer:
+                await super().admit(connection, opened_by_us=opened_by_us)
+
+    relay_gate, server_id = Indulgent(relay_id.peer, KEY), create_identity()
+    async with (
+        open_host(relay_id, listen=["/ip4/127.0.0.1/tcp/0"], gate=relay_gate, relays=True) as relay,
+        open_host(server_id, listen=(), gate=Gate(server_id.peer, KEY)) as server,
+        node("/ip4/127.0.0.1/tcp/0", None, stranger_id) as stranger,
+        node("/ip4/127.0.0.1/tcp/0", KEY, friend_id) as friend,
+    ):
+        assert isinstance(server, ReachingNetwork)
+        await server.connect(relay.addrs[0])
+        await server.keeper.reservations.check()
+        server.announce(server.keeper.reservations.addrs)
+        server.handle(ECHO, echo)
+        with pytest.raises(PeerFault):
+            await ask(stranger, server.peer, b"let me in", server.addrs)
+        assert server.connected == (relay.peer,)
+        assert f"No connection with {stranger.peer}: {NO_KEY}" in [record.getMessage() for record in caplog.records]
+        assert await ask(friend, server.peer, b"let me in", server.addrs) == b"let me in"
+        assert set(server.connected) == {relay.peer, friend.peer}

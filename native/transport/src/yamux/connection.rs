@@ -132,6 +132,7 @@ impl Connection {
             silent_ticks: 0,
             hung_up: false,
             leave: None,
+            why: Error::Closed, // unless something else comes first, it is the node that closes
         };
         tokio::spawn(driver.run(start.plain, seat));
         Self { shared }
@@ -433,19 +434,26 @@ struct Driver {
     hung_up: bool,
     /// Until when the other end may take its leave.
     leave: Option<std::pin::Pin<Box<Sleep>>>,
+    why: Error,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let closing = lock(&self.shared.out).closing;
+        // Whatever we meet after our own good-bye is no news.
+        self.shared.lose(if closing { Error::Closed } else { self.why.clone() });
+        lock(&self.shared.out).carrier = None;
+    }
 }
 
 impl Driver {
     async fn run(mut self, plain: Vec<u8>, seat: Box<dyn Send>) {
         let begun = self.on_plain(&plain).and_then(|()| self.on_sealed(&mut []));
-        let why = match begun {
+        self.why = match begun {
             Ok(()) => poll_fn(|cx| self.poll(cx)).await,
             Err(why) => why,
         };
-        let closing = lock(&self.shared.out).closing;
-        // Whatever we meet after our own good-bye is no news.
-        self.shared.lose(if closing { Error::Closed } else { why });
-        lock(&self.shared.out).carrier = None;
+        drop(self);
         drop(seat);
     }
 
