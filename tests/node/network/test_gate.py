@@ -286,7 +286,10 @@ async def test_a_proof_sent_back_to_its_maker(listen: str) -> None:
     assert "another swarm key" in await get_in(listen, reflect)
 
 
-async def test_a_listener_that_has_the_proof_made_by_the_dialler_itself(listen: str) -> None:
+async def test_a_listener_that_has_the_proof_made_by_the_dialler_itself(
+    listen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_file, "GATE_SECONDS", 1.0)
     stranger_id = create_identity()
     asked, answered = trio.open_memory_channel[Hello](1), trio.open_memory_channel[Any](1)
 
@@ -352,7 +355,7 @@ async def _in_vain(dialler: Network, listener: Network) -> None:
 
 
 async def test_one_who_says_nothing_or_too_much_or_nonsense(listen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_file, "GATE_SECONDS", 0.5)
+    monkeypatch.setattr(gate_file, "GATE_SECONDS", 0.3)
 
     async def silent(connection: Gated, opened_by_us: bool) -> None:
         await trio.sleep_forever()
