@@ -42,6 +42,7 @@ SCHEMES: Final = {
     "h4": (6, 0),
 }
 RIVAL: Final = "hivemind_8_bit"
+LIBRARY: Final = "hivemind_8_bit_by_bitsandbytes"
 
 Contender = tuple[str, str, int, Callable[[], object]]
 """dtype and name, "encode" or "decode", values, the call."""
@@ -133,6 +134,12 @@ def _contenders(values: torch.Tensor, dtype: str) -> tuple[list[Contender], dict
         about[RIVAL] = {"values": count, "bytes_per_value": round(coded.message_bytes / count, 4)}
         contenders.append((RIVAL, "encode", count, partial(rivals.blockwise, values)))
         contenders.append((RIVAL, "decode", count, partial(rivals.unblockwise, coded, values.shape)))
+        if (library := rivals.bitsandbytes()) is not None:
+            codes, state = library.quantize_blockwise(values, blocksize=rivals.BLOCK, nested=False)
+            about[LIBRARY] = {"values": count, "bytes_per_value": about[RIVAL]["bytes_per_value"]}
+            encode = partial(library.quantize_blockwise, values, blocksize=rivals.BLOCK, nested=False)
+            contenders.append((LIBRARY, "encode", count, encode))
+            contenders.append((LIBRARY, "decode", count, partial(library.dequantize_blockwise, codes, state)))
         cast = rivals.plain_float8(values, "e4m3")
         about["e4m3_cast"] = {"values": count, "bytes_per_value": 1.0}
         contenders.append(("e4m3_cast", "encode", count, partial(rivals.plain_float8, values, "e4m3")))
@@ -166,11 +173,14 @@ def _ratios(samples: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, dic
         pairs = zip(samples[name, "encode"], samples[name, "decode"], strict=True)
         return [1 / (1 / encode + 1 / decode) for encode, decode in pairs]
 
-    together = [ours / theirs for ours, theirs in zip(both("float32 h8"), both(RIVAL), strict=True)]
-    return {
-        "h8_over_hivemind_8_bit_encode": over(("float32 h8", "encode"), (RIVAL, "encode")),
-        "h8_over_hivemind_8_bit_decode": over(("float32 h8", "decode"), (RIVAL, "decode")),
-        "h8_over_hivemind_8_bit_both_ways": spread(together, 2),
-        "h8_encode_over_memcpy": over(("float32 h8", "encode"), ("float32 memcpy", "copy")),
-        "h8_decode_over_memcpy": over(("float32 h8", "decode"), ("float32 memcpy", "copy")),
-    }
+    figures = {}
+    for rival in (RIVAL, LIBRARY):
+        if (rival, "encode") not in samples:
+            continue
+        for way in ("encode", "decode"):
+            figures[f"h8_over_{rival}_{way}"] = over(("float32 h8", way), (rival, way))
+        together = [ours / theirs for ours, theirs in zip(both("float32 h8"), both(rival), strict=True)]
+        figures[f"h8_over_{rival}_both_ways"] = spread(together, 2)
+    for way in ("encode", "decode"):
+        figures[f"h8_{way}_over_memcpy"] = over(("float32 h8", way), ("float32 memcpy", "copy"))
+    return figures

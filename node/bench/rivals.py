@@ -3,17 +3,20 @@
 hivemind sends activations as `bitsandbytes` quantises them: in blocks of 4,096 values of the flattened tensor, each
 over its largest magnitude, to the nearest of 256 numbers that lie denser round zero (dynamic tree quantisation, arXiv
 1511.04561 and 2110.02861); with a message go the numbers and one float32 a block. Written from that description.
+`bitsandbytes` itself is several times quicker on a CPU; where it can be imported, its own routines are timed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
 
 import torch
 
-__all__ = ["Blockwise", "blockwise", "plain_float8", "unblockwise"]
+__all__ = ["BLOCK", "Blockwise", "bitsandbytes", "blockwise", "plain_float8", "unblockwise"]
 
 BLOCK: Final = 4096
 EXPONENTS: Final = 7
@@ -63,6 +66,11 @@ def unblockwise(coded: Blockwise, shape: torch.Size) -> torch.Tensor:
     """The values again, in float32."""
     values = numbers()[coded.codes.to(torch.int32)]
     return (values * coded.scales.repeat_interleave(BLOCK)[: len(values)]).reshape(shape)
+
+
+def bitsandbytes() -> Any | None:
+    """The library's own routines, if it is installed; the stack does not have it."""
+    return import_module("bitsandbytes.functional") if find_spec("bitsandbytes") is not None else None
 
 
 def plain_float8(values: torch.Tensor, kind: str) -> torch.Tensor:
