@@ -32,6 +32,8 @@ JOIN_BYTES = 64 * 1024
 """Up to this size length and body are one write, as in `node/streams.py`."""
 READ_BYTES = 1 << 20
 MAX_BODY_BYTES = 16 << 20
+EMPTY_HEADER = b"\x80"
+"""An empty map in msgpack: a frame must have a header."""
 
 
 class Pipe(Protocol):
@@ -91,7 +93,7 @@ class MessagePipe:
         self._stream = stream
 
     async def send(self, body: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_message(b"", body)
+        await self._stream.send_message(EMPTY_HEADER, body)
 
     async def receive(self) -> memoryview:
         message = await self._stream.receive_message(MAX_BODY_BYTES)

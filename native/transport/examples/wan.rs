@@ -20,8 +20,8 @@ use quinn_proto::congestion::{BbrConfig, Controller, ControllerFactory, CubicCon
 use quinn_proto::{ConnectionHandle, Dir, RttEstimator, StreamId, TransportConfig, VarInt};
 use simulated::{Link, Pair};
 
-/// Wider than any link here holds under way, so that only the controller limits.
-const WINDOW_BYTES: u32 = 64 << 20;
+/// As our transport has it.
+const WINDOW_BYTES: u32 = 16 << 20;
 const MESSAGE_BYTES: u64 = 4 << 20;
 const GIVE_UP: Duration = Duration::from_secs(120);
 

@@ -20,6 +20,10 @@ const MOST_WINDOW_BYTES: u64 = 256 << 20;
 /// What the two ends' timers and threads may be late by, in time at the measured rate: a window for the round trip alone would
 /// starve short paths. It is also the queue that we make at worst.
 const SLACK: Duration = Duration::from_millis(4);
+/// On a path as short as this, what a round trip takes is mostly the waiting of threads for a CPU, and says nothing of the path:
+/// the window then is at least this, unless it loses much.
+const SHORT_PATH: Duration = Duration::from_millis(2);
+const SHORT_PATH_WINDOW_BYTES: u64 = 2 << 20;
 /// The window's parts of what the path holds, one after another for a round each: ask for more, empty the queue that this made,
 /// then keep still.
 const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
@@ -27,13 +31,18 @@ const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
 const RATE_ROUNDS: usize = 10;
 /// The shortest round trip is the shortest of so long; paths change. Each cycle empties the queue in between.
 const ROUND_TRIP_AGE: Duration = Duration::from_secs(10);
+/// While starting, the window doubles in each round up to here, and grows by a quarter beyond. On a fast long link the last
+/// doubling would overshoot by thousands of datagrams; quinn's receiver gives a stream up that has 1,024 gaps.
+const DOUBLES_BELOW_BYTES: u64 = 2 << 20;
 /// Starting is over when the rate has grown by less than this in each of [`STALE_ROUNDS`] rounds,
-const GROWTH: f64 = 1.25;
+const GROWTH: f64 = 1.1;
 const STALE_ROUNDS: u32 = 2;
-/// or when every datagram of a round was later than the shortest round trip by an eighth and this,
+/// or when so many datagrams in a row were later than the shortest round trip by a sixteenth and this,
+const LATE_DATAGRAMS: u32 = 16;
 const LATE: Duration = Duration::from_millis(4);
-/// or when more than this part of a round was lost.
+/// or when more than this part of a round was lost, and not just a few datagrams.
 const START_LOSS: f64 = 0.02;
+const START_LOST_DATAGRAMS: u64 = 8;
 /// More loss than this in a round is our own doing: the rate is then what was delivered in it.
 const OWN_LOSS: f64 = 0.1;
 
@@ -56,6 +65,11 @@ pub struct Steady {
     /// Bytes a second in the last rounds that were not short of data; the newest at `rates[rounds % RATE_ROUNDS]`.
     rates: [f64; RATE_ROUNDS],
     rounds: usize,
+    /// Where in [`CYCLE`] this round is.
+    phase: usize,
+    late_datagrams: u32,
+    /// Much of the last full round was lost.
+    lossy: bool,
     stale_rounds: u32,
     best_start_rate: f64,
     /// The shortest round trip of this age and of the one before.
@@ -74,7 +88,6 @@ struct Round {
     until: u64,
     delivered_before: u64,
     lost: u64,
-    shortest: Duration,
     app_limited: bool,
 }
 
@@ -86,6 +99,9 @@ impl Steady {
             starting: true,
             rates: [0.0; RATE_ROUNDS],
             rounds: 0,
+            phase: 0,
+            late_datagrams: 0,
+            lossy: false,
             stale_rounds: 0,
             best_start_rate: 0.0,
             shortest: Duration::MAX,
@@ -105,6 +121,10 @@ impl Steady {
         self.shortest.min(self.shortest_before)
     }
 
+    fn lost_much(&self, part: f64, bytes: u64) -> bool {
+        part > START_LOSS && bytes > START_LOST_DATAGRAMS * self.mtu
+    }
+
     fn end_round(&mut self, now: Instant) {
         let next = Round::new(now, self.newest_sent, self.delivered);
         let round = std::mem::replace(&mut self.round, next);
@@ -113,43 +133,55 @@ impl Steady {
         let rate = delivered as f64 / seconds;
         let lost = round.lost as f64 / (round.lost + delivered).max(1) as f64;
         let best = self.rates.iter().copied().fold(0.0, f64::max);
-        if round.app_limited && rate <= best {
+        if round.app_limited && (self.starting || rate <= best) {
+            if self.is_short() {
+                self.window = self.window.max(SHORT_PATH_WINDOW_BYTES);
+            }
             return; // it tells of what we had to send, not of the path
         }
         self.rounds = self.rounds.wrapping_add(1);
         if let Some(slot) = self.rates.get_mut(self.rounds % RATE_ROUNDS) {
             *slot = rate;
         }
+        self.lossy = self.lost_much(lost, round.lost);
         if self.starting {
             self.stale_rounds = if rate > self.best_start_rate * GROWTH { 0 } else { self.stale_rounds + 1 };
             self.best_start_rate = self.best_start_rate.max(rate);
-            let shortest = self.shortest_round_trip();
-            let late = round.shortest != Duration::MAX && round.shortest > shortest + shortest / 8 + LATE;
-            self.starting = self.stale_rounds < STALE_ROUNDS && !late && lost <= START_LOSS;
-            if !self.starting {
-                self.rounds = 0; // a cycle begins; the first thing after asking for more is to empty the queue
-            }
-        } else if lost > OWN_LOSS {
+            self.starting =
+                self.stale_rounds < STALE_ROUNDS && self.late_datagrams < LATE_DATAGRAMS && !self.lossy;
+            self.phase = usize::from(!self.starting); // what follows is to empty the queue
+        } else if self.phase == 0 && rate > best * GROWTH {
+            // whoever asked for more and got it asks again
+        } else {
+            self.phase = (self.phase + 1) % CYCLE.len();
+        }
+        if !self.starting && lost > OWN_LOSS {
             self.rates = [rate; RATE_ROUNDS];
         }
         self.follow();
     }
 
+    fn is_short(&self) -> bool {
+        self.shortest_round_trip() < SHORT_PATH
+    }
+
     /// The window for the next round.
     fn follow(&mut self) {
+        let least = if self.is_short() && !self.lossy { SHORT_PATH_WINDOW_BYTES } else { self.least() };
         if self.starting {
+            self.window = self.window.max(least);
             return;
         }
         let rate = self.rates.iter().copied().fold(0.0, f64::max);
-        let part = CYCLE.get((self.rounds + 1) % CYCLE.len()).copied().unwrap_or(1.0);
+        let part = CYCLE.get(self.phase).copied().unwrap_or(1.0);
         let holds = rate * (self.shortest_round_trip().as_secs_f64() * part + SLACK.as_secs_f64());
-        self.window = (holds as u64).clamp(self.least(), MOST_WINDOW_BYTES);
+        self.window = (holds as u64).clamp(least, MOST_WINDOW_BYTES);
     }
 }
 
 impl Round {
     fn new(began: Instant, until: u64, delivered_before: u64) -> Self {
-        Self { began, until, delivered_before, lost: 0, shortest: Duration::MAX, app_limited: false }
+        Self { began, until, delivered_before, lost: 0, app_limited: false }
     }
 }
 
@@ -162,15 +194,21 @@ impl Controller for Steady {
         self.delivered += bytes;
         self.round.app_limited |= app_limited;
         let round_trip = now.saturating_duration_since(sent);
-        self.round.shortest = self.round.shortest.min(round_trip);
         if now.saturating_duration_since(self.age_began) > ROUND_TRIP_AGE {
             self.shortest_before = self.shortest;
             self.shortest = round_trip;
             self.age_began = now;
         }
         self.shortest = self.shortest.min(round_trip);
-        if self.starting && !app_limited {
-            self.window = (self.window + bytes).min(MOST_WINDOW_BYTES);
+        if !self.starting {
+            return;
+        }
+        let shortest = self.shortest_round_trip();
+        let late = !self.is_short() && round_trip > shortest + shortest / 16 + LATE;
+        self.late_datagrams = if late { self.late_datagrams + 1 } else { 0 };
+        if !app_limited {
+            let more = if self.window < DOUBLES_BELOW_BYTES { bytes } else { bytes / 4 };
+            self.window = (self.window + more).min(MOST_WINDOW_BYTES);
         }
     }
 
@@ -181,7 +219,9 @@ impl Controller for Steady {
         _app_limited: bool,
         largest_packet_num_acked: Option<u64>,
     ) {
-        if largest_packet_num_acked.is_some_and(|number| number >= self.round.until) {
+        let over = largest_packet_num_acked.is_some_and(|number| number >= self.round.until);
+        let late = self.starting && self.late_datagrams >= LATE_DATAGRAMS && !self.round.app_limited;
+        if over || late {
             self.end_round(now);
         }
     }
@@ -207,8 +247,8 @@ impl Controller for Steady {
             self.window = self.least();
         } else if self.starting {
             let delivered = self.delivered - self.round.delivered_before;
-            if self.round.lost as f64 > START_LOSS * (delivered + self.round.lost).max(self.window / 4) as f64
-            {
+            let part = self.round.lost as f64 / (self.round.lost + delivered).max(self.window / 4) as f64;
+            if self.lost_much(part, self.round.lost) {
                 self.end_round(now); // not a round trip later
             }
         }

@@ -1,7 +1,14 @@
 //! Two QUIC endpoints over a link that exists only in memory and in simulated time: quinn's state machine without sockets, tasks or clocks.
 //!
 //! A day takes as long as its packets take to compute, and a busy machine changes no figure. Used by `tests/idle.rs` and `examples/wan.rs`.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs
+)]
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
@@ -22,6 +29,8 @@ use rand::{Rng, SeedableRng};
 const HEADER_BYTES: usize = 28;
 /// How exactly tokio's timers fire; quinn's pacing depends on it.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
+/// Longer than any timer runs.
+const NEVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How many datagrams a driver hands to the socket at a time.
 const MAX_SEGMENTS: usize = 10;
 
@@ -219,8 +228,19 @@ impl Pair {
         (self.back.sent, self.back.dropped)
     }
 
+    /// Let so much time pass.
+    pub fn wait(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.now < until && self.step_until(until) {}
+        self.now = until;
+    }
+
     /// Let both ends do what is due, then move the clock to what happens next. False when nothing ever will.
     pub fn step(&mut self) -> bool {
+        self.step_until(self.now + NEVER)
+    }
+
+    fn step_until(&mut self, until: Instant) -> bool {
         self.client.drive(self.now, &mut self.there);
         self.server.drive(self.now, &mut self.back);
         if self.cut {
@@ -235,6 +255,9 @@ impl Pair {
             .into_iter()
             .filter_map(|wire| wire.under_way.front().map(|(at, _)| *at));
         let Some(next) = timers.chain(arrivals).min() else { return false };
+        if next > until {
+            return false;
+        }
         self.now = next.max(self.now);
         while let Some(datagram) = self.there.arrived(self.now) {
             self.server.take(self.now, self.client.address, datagram, &mut self.back);
