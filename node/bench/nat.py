@@ -16,7 +16,7 @@ from typing import Any
 
 from .natlab import KINDS, PORT, Kind, Lab, Place, nat_lab, why_no_lab
 
-__all__ = ["run"]
+__all__ = ["measure", "run"]
 
 LISTEN = {"quic": "/ip4/{}/udp/{}/quic-v1", "tcp": "/ip4/{}/tcp/{}"}
 
@@ -30,17 +30,19 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     if (why := why_no_lab()) is not None:
         return {"skipped": why}
     pairs = [(dialler, server) for server in asked.kinds for dialler in asked.kinds]
-    return {
-        "transport": asked.transport,
-        "pairs": [_pair(dialler, server, LISTEN[asked.transport]) for dialler, server in pairs],
-    }
+    found = []
+    for dialler, server in pairs:
+        found.append(measure(dialler, server, asked.transport))
+        print(f"{dialler} to {server}: {found[-1]['how']}", file=sys.stderr, flush=True)
+    return {"transport": asked.transport, "pairs": found}
 
 
-def _pair(dialler: Kind, server: Kind, listen: str) -> dict[str, object]:
+def measure(dialler: Kind, server: Kind, transport: str) -> dict[str, Any]:
+    """How a peer behind one NAT reaches a server behind another."""
     named: dict[str, object] = {"dialler_nat": dialler, "server_nat": server}
     with nat_lab(dialler, server) as lab:
         try:
-            return {**named, **_reach(lab, listen)}
+            return {**named, **_reach(lab, LISTEN[transport])}
         except _Failed as failed:
             return {**named, "how": "not at all", "why": str(failed)}
 

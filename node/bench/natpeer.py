@@ -17,18 +17,21 @@ import trio
 
 from swarmnode.node.identity import create_identity
 from swarmnode.node.net.host import open_host
+from swarmnode.node.net.moving import MovingStream
 from swarmnode.node.net.network import Stream
 from swarmnode.node.net.reaching import ReachingNetwork
+from swarmnode.protocols.ids import SESSION
 
-__all__ = ["ECHO", "PUNCH_SECONDS", "SINK"]
+__all__: list[str] = []
 
-ECHO = "/swarmnode/bench/echo/1"
 SINK = "/swarmnode/bench/sink/1"
 MESSAGE_BYTES = 5 * 1024
 ROUND_TRIPS = 100
-BULK_BYTES = 16 * 1024 * 1024
+BULK_BYTES = 8 * 1024 * 1024
 PIECE_BYTES = 1024 * 1024
-PUNCH_SECONDS = 15.0
+KNOW_SECONDS = 15.0
+"""A dial back that does not get through takes four of them."""
+PUNCH_SECONDS = 10.0
 """For so long a peer waits for the direct connection: three attempts, each with a little talk."""
 
 
@@ -55,13 +58,10 @@ async def boot(network: ReachingNetwork) -> None:
 
 async def stand(network: ReachingNetwork, join: str) -> None:
     begun = time.perf_counter()
-    network.handle(ECHO, echo)
+    network.handle(SESSION, echo)
     network.handle(SINK, sink)
     await network.connect(join)
-    own = network.addrs
-    with trio.move_on_after(PUNCH_SECONDS):
-        while network.addrs == own:  # noqa: ASYNC110 - the network tells of no event
-            await trio.sleep(0.05)
+    await _know(network)
     say(
         peer=network.peer,
         addrs=network.addrs,
@@ -73,24 +73,56 @@ async def stand(network: ReachingNetwork, join: str) -> None:
 
 async def dial(network: ReachingNetwork, join: str, peer: str, addrs: list[str]) -> None:
     await network.connect(join)
+    await _know(network)
     begun = time.perf_counter()
-    stream = await network.open_stream(peer, ECHO, addrs)
+    stream = await network.open_stream(peer, SESSION, addrs)  # lasts, and so moves when there is something better
     await _round_trip(stream, b"x")
     connected = time.perf_counter() - begun
     relayed = network.relayed(peer)
-    with trio.move_on_after(PUNCH_SECONDS if relayed else 0):
-        await network.direct(peer)
-    direct_after = round(time.perf_counter() - begun, 3) if relayed and not network.relayed(peer) else None
+    direct_after = await _wait_for_better(network, stream, begun) if relayed else None
     say(
         connect_seconds=round(connected, 3),
-        how="relayed" if network.relayed(peer) else "punched" if relayed else "direct",
+        how=_how(network, peer) if relayed else "direct",
         direct_after_seconds=direct_after,
+        stream_moved=isinstance(stream, MovingStream) and stream.moved,
         **await _measure(network, peer),
     )
 
 
+async def _know(network: ReachingNetwork) -> None:
+    """Wait until a node knows whether it can be dialled, and is known where it can be."""
+    own = network.addrs
+    with trio.move_on_after(KNOW_SECONDS):
+        while network.addrs == own:  # noqa: ASYNC110 - the network tells of no event
+            await trio.sleep(0.05)
+
+
+def _how(network: ReachingNetwork, peer: str) -> str:
+    """What became of a relayed connection."""
+    if network.relayed(peer):
+        return "relayed"
+    return (
+        "punched" if any(muxer.opened_by_us and not muxer.relay for muxer in network._muxers(peer)) else "called back"
+    )
+
+
+async def _wait_for_better(network: ReachingNetwork, stream: Stream, begun: float) -> float | None:
+    """Use the stream until it runs over a direct connection, or for so long; the seconds until there was one."""
+    direct_after = None
+    number = 0
+    while time.perf_counter() - begun < PUNCH_SECONDS and not (isinstance(stream, MovingStream) and stream.moved):
+        number += 1
+        await _round_trip(stream, number.to_bytes(8, "big") * 100)
+        if direct_after is None and not network.relayed(stream.peer):
+            direct_after = round(time.perf_counter() - begun, 3)
+        await trio.sleep(0.01)
+    for _ in range(10):
+        await _round_trip(stream, number.to_bytes(8, "big") * 100)
+    return direct_after
+
+
 async def _measure(network: ReachingNetwork, peer: str) -> dict[str, float]:
-    stream = await network.open_stream(peer, ECHO)
+    stream = await network.open_stream(peer, SESSION)
     samples = []
     for _ in range(ROUND_TRIPS):
         begun = time.perf_counter()
@@ -114,9 +146,10 @@ async def _measure(network: ReachingNetwork, peer: str) -> dict[str, float]:
 
 async def _round_trip(stream: Stream, message: bytes) -> None:
     await stream.send_all(message)
-    left = len(message)
-    while left:
-        left -= len(await stream.receive_some(left))
+    answer = b""
+    while len(answer) < len(message):
+        answer += await stream.receive_some(len(message) - len(answer))
+    assert answer == message, "what came back is not what was sent"
 
 
 async def main(words: list[str]) -> None:

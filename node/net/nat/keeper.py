@@ -22,7 +22,9 @@ from .reserving import Reservations
 __all__ = ["Keeper"]
 
 LOOK_SECONDS = 1.0
-"""How often a node that listens looks whether somebody sees it elsewhere than it is."""
+"""How often a node that listens looks whether somebody sees it elsewhere than it is, until it knows."""
+STEADY_SECONDS = 5.0
+"""The same once it knows; also how soon a relay that has gone is noticed."""
 RECHECK_SECONDS = 300.0
 """How often others are asked again whether they can dial us; sooner while nobody has answered."""
 RETRY_SECONDS = 15.0
@@ -76,7 +78,7 @@ class Keeper:
             if addrs != announced:
                 announced = addrs
                 self._ground.announce(addrs)
-            await trio.sleep(LOOK_SECONDS)
+            await trio.sleep(LOOK_SECONDS if reach == "unknown" else STEADY_SECONDS)
 
     async def _look(self) -> Reach:
         """What is known now; asks others where that is worth it."""
@@ -115,6 +117,7 @@ class Keeper:
 
     async def came_through(self, peer: str, relay: str) -> None:
         """A peer has dialled us through a relay: try for a direct connection, and say how that went."""
+        _log.debug("known of %s: %s", peer, self._ground.known_addrs(peer))
         public = [addr for addr in self._ground.known_addrs(peer) if MARK not in addr and not is_private(addr)]
         with trio.move_on_after(UNILATERAL_SECONDS):
             await self._try(peer, public)
@@ -134,7 +137,8 @@ class Keeper:
         for addr in addrs[:2]:
             try:
                 await self._ground.dial(peer, addr)
-            except PeerFault:
+            except PeerFault as fault:
+                _log.debug("%s came through a relay and cannot be called back: %s", peer, fault.message)
                 continue
             return
 

@@ -31,6 +31,7 @@ MAX_DIAL_BACK_ADDRS = 4
 """We dial one peer at so many of the addresses that it asks for, and ask for no more."""
 MAX_PUNCH_ADDRS = 3
 """Each side sends packets to so many addresses of the other at most."""
+_IP = ("/ip4/", "/ip6/")
 PUNCHABLE = "quic-v1"
 """The transport that packets from the listening socket open a NAT for."""
 
@@ -97,5 +98,9 @@ def mapping(observed: Iterable[str]) -> Literal["unknown", "same", "varies"]:
 
 def punch_addrs(observed: Iterable[str]) -> list[str]:
     """Where packets to us should go, most often seen first; private addresses mean nothing to others."""
-    usable = [addr for addr in observed if transport_of(addr) == PUNCHABLE and not is_private(addr)]
+    usable = [
+        addr
+        for addr in observed
+        if transport_of(addr) == PUNCHABLE and addr.startswith(_IP) and port_of(addr) and not is_private(addr)
+    ]
     return [addr for addr, _ in Counter(usable).most_common(MAX_PUNCH_ADDRS)]

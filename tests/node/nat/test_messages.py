@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,9 @@ RECEIVERS = (receive_hop, receive_stop, receive_autonat, receive_punch)
         (send_punch, receive_punch, Punch(Kind.SYNC)),
     ],
 )
-async def test_a_message_comes_as_it_was_sent_and_nothing_behind_it_is_read(send, receive, message) -> None:  # type: ignore[no-untyped-def]
+async def test_a_message_comes_as_it_was_sent_and_nothing_behind_it_is_read(
+    send: Any, receive: Any, message: object
+) -> None:
     here, there = open_pipe("a", "b")
     await send(here, message)
     await here.send_all(b"the connection behind it")
@@ -61,20 +64,21 @@ async def test_a_message_comes_as_it_was_sent_and_nothing_behind_it_is_read(send
 
 async def test_the_bytes_are_those_of_the_specifications() -> None:
     here, there = open_pipe("a", "b")
-    for send, message, expected in (
+    cases: tuple[tuple[Any, object, str], ...] = (
         (send_hop, Reserve(), "020800"),
         (send_hop, Reserved(204), "05080228cc01"),
         (send_punch, Punch(Kind.SYNC), "0308ac02"),
         (send_punch, Punch(Kind.CONNECT, ("/ip4/192.0.2.1/udp/4001/quic-v1",)), "0f0864120b04c000020191020fa1cd03"),
         (send_autonat, DialledBack(101), "0608011a020865"),
-    ):
-        await send(here, message)  # type: ignore[operator]
+    )
+    for send, message, expected in cases:
+        await send(here, message)
         assert (await there.receive_some(1000)).hex() == expected
 
 
 @pytest.mark.parametrize("receive", RECEIVERS)
 @given(data=st.binary(max_size=200))
-async def test_rubbish_is_refused_in_our_words(receive, data: bytes) -> None:  # type: ignore[no-untyped-def]
+async def test_rubbish_is_refused_in_our_words(receive: Any, data: bytes) -> None:
     here, there = open_pipe("a", "b")
     await here.send_all(data)
     await here.send_eof()
@@ -84,7 +88,7 @@ async def test_rubbish_is_refused_in_our_words(receive, data: bytes) -> None:  #
 
 @pytest.mark.parametrize("receive", RECEIVERS)
 @pytest.mark.parametrize("data", ["00", "8120", "ffffffffff01", "03ffffff"])
-async def test_lengths_are_bounded_and_fields_checked(receive, data: str) -> None:  # type: ignore[no-untyped-def]
+async def test_lengths_are_bounded_and_fields_checked(receive: Any, data: str) -> None:
     here, there = open_pipe("a", "b")
     await here.send_all(bytes.fromhex(data))
     with pytest.raises(ProtocolViolation):

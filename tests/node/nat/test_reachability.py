@@ -51,6 +51,7 @@ def test_a_tcp_connections_own_port_is_nobodys_address() -> None:
     ]
     assert len(presumed_addrs([QUIC.format("10.0.0.2", n) for n in range(1, 20)], seen)) == MAX_DIAL_BACK_ADDRS
     assert punch_addrs(seen) == [QUIC.format("203.0.113.7", 4001)]
+    assert punch_addrs(["/dns4/example.com/udp/1/quic-v1", QUIC.format("203.0.113.7", 0)]) == []
     assert punch_addrs([QUIC.format("192.168.1.2", 4001), QUIC.format("127.0.0.1", 1)]) == []
 
 
