@@ -16,12 +16,15 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from libp2p.custom_types import TProtocol
+from multiaddr import Multiaddr
 
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
 from swarmnode.node.identity import create_identity, identity_from_seed
 from swarmnode.node.net.host import open_host
 from swarmnode.node.net.lost import WireLost
 from swarmnode.node.net.network import Network, Stream
+from swarmnode.node.net.p2p import ID, INetStream, new_host
 
 TCP = ("/ip4/127.0.0.1/tcp/0",)
 QUIC = ("/ip4/127.0.0.1/udp/0/quic-v1",)
@@ -382,14 +385,7 @@ async def test_the_blocks_own_error_comes_out_bare() -> None:
             raise KeyError
 
 
-@over_each
-async def test_closing_leaves_nothing_and_takes_no_second() -> None:
-    async with hosts(1):
-        pass  # whatever is made once per process
-    process = psutil.Process()
-    gc.collect()  # what earlier tests left to be collected is not ours to count
-    files, threads = process.num_fds(), process.num_threads()
-    tasks = trio.lowlevel.current_statistics().tasks_living
+async def _twenty_come_and_go() -> None:
     async with hosts(1) as (server,):
         async with AsyncExitStack() as stack:
             for _ in range(20):
@@ -399,6 +395,17 @@ async def test_closing_leaves_nothing_and_takes_no_second() -> None:
                 await stream.send_all(b"x")
             start = trio.current_time()
         assert trio.current_time() - start < 20  # twenty hosts, one after the other
+
+
+@over_each
+async def test_closing_leaves_nothing_and_takes_no_second() -> None:
+    async with hosts(1):
+        pass  # whatever is made once per process
+    process = psutil.Process()
+    gc.collect()  # what earlier tests left to be collected is not ours to count
+    files, threads = process.num_fds(), process.num_threads()
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    await _twenty_come_and_go()
     await trio.testing.wait_all_tasks_blocked()
     gc.collect()
     assert process.num_fds() == files
@@ -414,3 +421,26 @@ async def test_the_same_key_gives_the_same_peer_and_py_libp2p_is_quiet(capfd: py
         await other.connect(one.addrs[0])
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger().handlers == handlers
+
+
+async def test_a_stock_libp2p_host_talks_to_us_and_we_to_it() -> None:
+    stock = new_host()
+    payload = random.Random(4).randbytes(300_000)
+
+    async def stock_echo(stream: INetStream) -> None:
+        await stream.write(await stream.read(5))
+        await stream.close()
+
+    stock.set_stream_handler(TProtocol(ECHO), stock_echo)
+    async with hosts(1, TCP) as (ours,), stock.run([Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+        peer = await ours.connect(str(stock.get_addrs()[0]))
+        stream = await ours.open_stream(peer, ECHO)
+        await stream.send_all(b"hello")
+        assert await read_all(stream) == b"hello"
+        await stream.aclose()
+        theirs = await stock.new_stream(ID.from_base58(ours.peer), [TProtocol(ECHO)])
+        await theirs.write(payload)
+        answer = b""
+        while len(answer) < len(payload):
+            answer += await theirs.read(65536)
+        assert answer == payload
