@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn_proto::RttEstimator;
-use quinn_proto::congestion::{Controller, ControllerFactory};
+use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
 
 /// What is sent before anything is known of the path: at 20 Mbit/s it takes 50 ms to pass.
 const INITIAL_WINDOW_BYTES: u64 = 128 << 10;
@@ -20,10 +20,9 @@ const MOST_WINDOW_BYTES: u64 = 256 << 20;
 /// What the two ends' timers and threads may be late by, in time at the measured rate: a window for the round trip alone would
 /// starve short paths. It is also the queue that we make at worst.
 const SLACK: Duration = Duration::from_millis(4);
-/// On a path as short as this, what a round trip takes is mostly the waiting of threads for a CPU, and says nothing of the path:
-/// the window then is at least this, unless it loses much.
+/// On a path as short as this, what a round trip takes is mostly the waiting of threads for a CPU, and the narrowest place is the
+/// other end's socket buffer: there losses tell the truth and cost little, and Cubic decides.
 const SHORT_PATH: Duration = Duration::from_millis(2);
-const SHORT_PATH_WINDOW_BYTES: u64 = 2 << 20;
 /// The window's parts of what the path holds, one after another for a round each: ask for more, empty the queue that this made,
 /// then keep still.
 const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
@@ -46,19 +45,29 @@ const START_LOST_DATAGRAMS: u64 = 8;
 /// More loss than this in a round is our own doing: the rate is then what was delivered in it.
 const OWN_LOSS: f64 = 0.1;
 
-/// Makes [`Steady`] controllers.
+/// Makes the controllers of connections.
 #[derive(Debug, Default)]
 pub struct SteadyConfig;
 
 impl ControllerFactory for SteadyConfig {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Steady::new(now, current_mtu))
+        let mut cubic = CubicConfig::default();
+        cubic.initial_window(INITIAL_WINDOW_BYTES);
+        let short = Arc::new(cubic).build(now, current_mtu);
+        Box::new(Steady { rate: Rate::new(now, current_mtu), short })
     }
 }
 
 /// The controller of one path.
+struct Steady {
+    rate: Rate,
+    /// For as long as the path is short.
+    short: Box<dyn Controller>,
+}
+
+/// What the path was seen to deliver.
 #[derive(Clone, Debug)]
-pub struct Steady {
+struct Rate {
     mtu: u64,
     window: u64,
     starting: bool,
@@ -68,8 +77,6 @@ pub struct Steady {
     /// Where in [`CYCLE`] this round is.
     phase: usize,
     late_datagrams: u32,
-    /// Much of the last full round was lost.
-    lossy: bool,
     stale_rounds: u32,
     best_start_rate: f64,
     /// The shortest round trip of this age and of the one before.
@@ -91,7 +98,7 @@ struct Round {
     app_limited: bool,
 }
 
-impl Steady {
+impl Rate {
     fn new(now: Instant, mtu: u16) -> Self {
         Self {
             mtu: mtu.into(),
@@ -101,7 +108,6 @@ impl Steady {
             rounds: 0,
             phase: 0,
             late_datagrams: 0,
-            lossy: false,
             stale_rounds: 0,
             best_start_rate: 0.0,
             shortest: Duration::MAX,
@@ -134,21 +140,18 @@ impl Steady {
         let lost = round.lost as f64 / (round.lost + delivered).max(1) as f64;
         let best = self.rates.iter().copied().fold(0.0, f64::max);
         if round.app_limited && (self.starting || rate <= best) {
-            if self.is_short() {
-                self.window = self.window.max(SHORT_PATH_WINDOW_BYTES);
-            }
             return; // it tells of what we had to send, not of the path
         }
         self.rounds = self.rounds.wrapping_add(1);
         if let Some(slot) = self.rates.get_mut(self.rounds % RATE_ROUNDS) {
             *slot = rate;
         }
-        self.lossy = self.lost_much(lost, round.lost);
         if self.starting {
             self.stale_rounds = if rate > self.best_start_rate * GROWTH { 0 } else { self.stale_rounds + 1 };
             self.best_start_rate = self.best_start_rate.max(rate);
-            self.starting =
-                self.stale_rounds < STALE_ROUNDS && self.late_datagrams < LATE_DATAGRAMS && !self.lossy;
+            self.starting = self.stale_rounds < STALE_ROUNDS
+                && self.late_datagrams < LATE_DATAGRAMS
+                && !self.lost_much(lost, round.lost);
             self.phase = usize::from(!self.starting); // what follows is to empty the queue
         } else if self.phase == 0 && rate > best * GROWTH {
             // whoever asked for more and got it asks again
@@ -167,15 +170,13 @@ impl Steady {
 
     /// The window for the next round.
     fn follow(&mut self) {
-        let least = if self.is_short() && !self.lossy { SHORT_PATH_WINDOW_BYTES } else { self.least() };
         if self.starting {
-            self.window = self.window.max(least);
             return;
         }
         let rate = self.rates.iter().copied().fold(0.0, f64::max);
         let part = CYCLE.get(self.phase).copied().unwrap_or(1.0);
         let holds = rate * (self.shortest_round_trip().as_secs_f64() * part + SLACK.as_secs_f64());
-        self.window = (holds as u64).clamp(least, MOST_WINDOW_BYTES);
+        self.window = (holds as u64).clamp(self.least(), MOST_WINDOW_BYTES);
     }
 }
 
@@ -185,12 +186,8 @@ impl Round {
     }
 }
 
-impl Controller for Steady {
-    fn on_sent(&mut self, _now: Instant, _bytes: u64, last_packet_number: u64) {
-        self.newest_sent = last_packet_number;
-    }
-
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _rtt: &RttEstimator) {
+impl Rate {
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         self.delivered += bytes;
         self.round.app_limited |= app_limited;
         let round_trip = now.saturating_duration_since(sent);
@@ -212,13 +209,7 @@ impl Controller for Steady {
         }
     }
 
-    fn on_end_acks(
-        &mut self,
-        now: Instant,
-        _in_flight: u64,
-        _app_limited: bool,
-        largest_packet_num_acked: Option<u64>,
-    ) {
+    fn on_end_acks(&mut self, now: Instant, largest_packet_num_acked: Option<u64>) {
         let over = largest_packet_num_acked.is_some_and(|number| number >= self.round.until);
         let late = self.starting && self.late_datagrams >= LATE_DATAGRAMS && !self.round.app_limited;
         if over || late {
@@ -226,13 +217,7 @@ impl Controller for Steady {
         }
     }
 
-    fn on_congestion_event(
-        &mut self,
-        now: Instant,
-        _sent: Instant,
-        is_persistent_congestion: bool,
-        lost_bytes: u64,
-    ) {
+    fn on_congestion_event(&mut self, now: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
         self.round.lost += lost_bytes;
         if is_persistent_congestion {
             // Nothing came through for long: the path is another one now, or full to the brim.
@@ -258,13 +243,40 @@ impl Controller for Steady {
         self.mtu = new_mtu.into();
         self.window = self.window.max(self.least());
     }
+}
+
+impl Controller for Steady {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.rate.newest_sent = last_packet_number;
+        self.short.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.rate.on_ack(now, sent, bytes, app_limited);
+        self.short.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.rate.on_end_acks(now, largest);
+        self.short.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
+        self.rate.on_congestion_event(now, persistent, lost_bytes);
+        self.short.on_congestion_event(now, sent, persistent, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.rate.on_mtu_update(new_mtu);
+        self.short.on_mtu_update(new_mtu);
+    }
 
     fn window(&self) -> u64 {
-        self.window
+        if self.rate.is_short() { self.short.window() } else { self.rate.window }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(self.clone())
+        Box::new(Self { rate: self.rate.clone(), short: self.short.clone_box() })
     }
 
     fn initial_window(&self) -> u64 {
