@@ -111,7 +111,7 @@ impl<E: Element, C: Code> Work for Encode<'_, E, C> {
 #[inline(always)]
 fn spread<E: Element, I: Isa>(isa: I, values: &[u8], scratch: &mut [[f32; GROUP]]) -> I::Group {
     let (blocks, tail) = E::blocks(values);
-    let mut lanes = isa.from_array(&[0.0; GROUP]);
+    let mut lanes = isa.load_array(&[0.0; GROUP]);
     let mut places = scratch.iter_mut();
     for (block, place) in blocks.iter().zip(&mut places) {
         let group = E::load(isa, block);
@@ -128,7 +128,7 @@ fn spread<E: Element, I: Isa>(isa: I, values: &[u8], scratch: &mut [[f32; GROUP]
 
 #[inline(always)]
 fn one<C: Code, I: Isa>(isa: I, values: &[f32; GROUP], packed: &mut C::Packed, scale: &mut [u8; 2]) -> u32 {
-    let rotated = isa.rotate(isa.from_array(values));
+    let rotated = isa.rotate(isa.load_array(values));
     let peak = isa.peak(rotated);
     let found = Scale::new(peak, C::MOST);
     *scale = found.bits.to_le_bytes();

@@ -109,6 +109,9 @@ impl<E: Element, F: Format> Work for Encode<'_, E, F> {
                     }
                     scale.inverse
                 });
+                if inverse == 0.0 {
+                    return [0; GROUP]; // without signs
+                }
                 isa.to_array(group).map(|value| F::code(value * inverse))
             };
             let (groups, tail_codes) = codes.as_chunks_mut::<GROUP>();
@@ -154,7 +157,7 @@ impl<E: Element, F: Format> Work for Decode<'_, E, F> {
                 let scale = scale.map_or(0.0, |bytes| bf16_to_f32(u16::from_le_bytes(*bytes)));
                 let count = GROUP.min(at + row.cols - end);
                 let values = self.codes.block(self.out, end, count).map(|code| F::value(code) * scale);
-                let values = isa.from_array(&values);
+                let values = isa.load_array(&values);
                 let place = self.out.get_mut(end * E::BYTES..(end + count) * E::BYTES).unwrap_or_default();
                 match E::blocks_mut(place) {
                     ([block], _) => E::store(isa, values, block),

@@ -91,7 +91,7 @@ impl Code for H4 {
         if points < GROUP {
             values.iter_mut().skip(points).for_each(|value| *value = 0.0);
         }
-        isa.rotate(isa.from_array(&values))
+        isa.rotate(isa.load_array(&values))
     }
 }
 

@@ -3,10 +3,16 @@
 use crate::error::CodecError;
 use crate::layout::GROUP;
 use std::cell::RefCell;
-use zstd_safe::{CCtx, CParameter, DCtx};
+use zstd_safe::{CCtx, CParameter, DCtx, ParamSwitch, ResetDirective};
 
 /// A thread that once encoded a larger message gives the room back.
 const MOST_KEPT_BYTES: usize = 4 << 20;
+
+/// The level that only counts how often each byte occurs. Exponents and 8-bit floats hold no strings worth looking for:
+/// what zstd finds by chance costs more than the bytes' own code, in time and in size.
+const ENTROPY_ONLY: i32 = 1;
+/// zstd's name for looking almost nowhere.
+const FEWEST_MATCHES: i32 = -131_072;
 
 #[derive(Default)]
 struct Kept {
@@ -56,8 +62,23 @@ pub(crate) fn pack(plane: &[u8], level: i32, out: &mut [u8]) -> Result<Option<us
         }
         let packer = kept.packer.as_mut().ok_or(CodecError::Compressor)?;
         let refused = |_| CodecError::Compressor;
-        packer.set_parameter(CParameter::CompressionLevel(level)).map_err(refused)?;
-        packer.set_parameter(CParameter::ContentSizeFlag(false)).map_err(refused)?;
+        // A compression that ran out of room is still open.
+        packer.reset(ResetDirective::SessionOnly).map_err(refused)?;
+        // 0 is zstd's own choice.
+        let (level, literals, least_match, hash) = match level {
+            ENTROPY_ONLY => (FEWEST_MATCHES, ParamSwitch::Enable, 7, 6),
+            level => (level, ParamSwitch::Auto, 0, 0),
+        };
+        let parameters = [
+            CParameter::CompressionLevel(level),
+            CParameter::LiteralCompressionMode(literals),
+            CParameter::MinMatch(least_match),
+            CParameter::HashLog(hash),
+            CParameter::ContentSizeFlag(false),
+        ];
+        for parameter in parameters {
+            packer.set_parameter(parameter).map_err(refused)?;
+        }
         // Not enough room is the only failure that the bytes can cause, and means that it does not pay.
         Ok(packer.compress2(room, plane).ok())
     })

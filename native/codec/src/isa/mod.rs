@@ -3,11 +3,18 @@
 //! Every method means the same bits on every CPU: the butterflies in the same order, no fused multiply-add that would
 //! round once where two operations round twice, nearest-even everywhere. The default methods are the portable ones.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 pub(crate) use portable::Portable;
 
 use crate::layout::GROUP;
+use std::fmt;
 
 /// Bits of a single without its sign.
 pub(crate) const MAGNITUDE: u32 = 0x7FFF_FFFF;
@@ -22,7 +29,7 @@ pub(crate) trait Isa: Copy {
     /// 64 singles, where the CPU likes to have them.
     type Group: Copy;
 
-    fn from_array(self, values: &[f32; GROUP]) -> Self::Group;
+    fn load_array(self, values: &[f32; GROUP]) -> Self::Group;
     fn to_array(self, group: Self::Group) -> [f32; GROUP];
 
     fn load_f32(self, block: &[u8; 4 * GROUP]) -> Self::Group;
@@ -79,7 +86,7 @@ pub(crate) trait Isa: Copy {
             let quiet = bits & !MAGNITUDE | 0x7FC0_0000;
             *value = f32::from_bits(if bits & MAGNITUDE > INFINITE { quiet } else { bits });
         }
-        self.from_array(&values)
+        self.load_array(&values)
     }
 }
 
@@ -90,29 +97,69 @@ pub(crate) trait Work {
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
-/// The CPUs there is code for.
+/// A kind of CPU there is code for, and that this machine is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Level(Kind);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// Any.
+enum Kind {
     Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
 }
 
 impl Level {
-    /// All that this machine can run, the best last.
+    /// All that this machine can run, the best first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        vec![Self::Portable]
+        Self::ranked().collect()
     }
 
     /// The best that this machine can run.
     #[must_use]
     pub fn best() -> Self {
-        Self::Portable
+        Self::ranked().next().unwrap_or(Self(Kind::Portable))
+    }
+
+    #[inline]
+    fn ranked() -> impl Iterator<Item = Self> {
+        let portable = Some(Kind::Portable);
+        #[cfg(target_arch = "x86_64")]
+        let special = [avx512::Avx512::detect().map(Kind::Avx512), avx2::Avx2::detect().map(Kind::Avx2)];
+        #[cfg(target_arch = "aarch64")]
+        let special = [neon::Neon::detect().map(Kind::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let special: [Option<Kind>; 0] = [];
+        special.into_iter().chain([portable]).flatten().map(Self)
     }
 
     pub(crate) fn run<W: Work>(self, work: W) -> W::Output {
-        match self {
-            Self::Portable => work.run(Portable),
+        match self.0 {
+            Kind::Portable => work.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(isa) => isa.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(isa) => isa.run(work),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(isa) => isa.run(work),
         }
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(_) => "neon",
+        })
     }
 }

@@ -35,7 +35,7 @@ impl Isa for Portable {
     type Group = [f32; GROUP];
 
     #[inline(always)]
-    fn from_array(self, values: &[f32; GROUP]) -> [f32; GROUP] {
+    fn load_array(self, values: &[f32; GROUP]) -> [f32; GROUP] {
         *values
     }
     #[inline(always)]
