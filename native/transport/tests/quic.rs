@@ -102,7 +102,7 @@ fn tells_a_reset_from_an_end_and_carries_its_code() {
     assert_eq!(block_on(read_to_end(&theirs)), Err(Error::Reset(77)));
     let refused = block_on(async {
         loop {
-            if let Err(error) = write_all(&theirs, b"to nobody").await {
+            if let Err(error) = write_all(&theirs, &[0; 1 << 16]).await {
                 return error;
             }
         }
@@ -148,4 +148,61 @@ fn pings_by_datagram_and_counts() {
     let stats = pair.one.stats();
     assert!(stats.sent_bytes > 0 && stats.received_bytes > 0 && stats.cwnd > 0 && stats.mtu >= 1200);
     assert_eq!(stats.queued_bytes, 0);
+}
+
+#[test]
+fn a_flood_of_handshakes_is_asked_for_its_address_and_honest_peers_get_in() {
+    use std::time::Duration;
+    const DIALS: usize = 60;
+    let (dialler, (listener, addr)) = (node(1).0, node(2));
+    // What a dialler sends first, caught by a socket that never answers, then sent on from another.
+    let caught = UdpSocket::bind("127.0.0.1:0").unwrap();
+    caught.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let flood = UdpSocket::bind("127.0.0.1:0").unwrap();
+    flood.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut dials = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    let mut buffer = [0u8; 2048];
+    while seen.len() < DIALS {
+        dials.push(dialler.dial(caught.local_addr().unwrap(), listener.peer()));
+        let before = seen.len();
+        while seen.len() == before {
+            let length = caught.recv(&mut buffer).unwrap();
+            flood.send_to(&buffer[..length], addr).unwrap();
+            seen.insert(buffer[6..6 + usize::from(buffer[5])].to_vec()); // its destination connection id
+        }
+    }
+    drop(dials);
+    // A long header whose type is "retry": prove that you get what is sent to you.
+    loop {
+        let length = flood.recv(&mut buffer).expect("no newcomer was asked for its address");
+        if length > 0 && buffer[0] & 0xF0 == 0xF0 {
+            break;
+        }
+    }
+    let connection = block_on(dialler.dial(addr, listener.peer())).unwrap();
+    assert_eq!(connection.peer(), listener.peer());
+}
+
+#[test]
+fn connections_come_and_go_without_leaving_their_seat() {
+    let ((here, _), (there, addr)) = (node(1), node(2));
+    for _ in 0..3 * swarmnode_transport::limits::MAX_CONNECTIONS_PER_PEER {
+        let one = block_on(here.dial(addr, there.peer())).unwrap();
+        let two = block_on(there.accept()).unwrap();
+        one.close();
+        assert_eq!(block_on(two.ended()), Ok(Error::Closed));
+        assert_eq!(block_on(one.ended()), Ok(Error::Closed));
+    }
+}
+
+#[test]
+fn one_peer_gets_so_many_connections_and_no_more() {
+    let ((here, _), (there, addr)) = (node(1), node(2));
+    let mut held = Vec::new();
+    for _ in 0..swarmnode_transport::limits::MAX_CONNECTIONS_PER_PEER {
+        held.push(block_on(here.dial(addr, there.peer())).unwrap());
+        held.push(block_on(there.accept()).unwrap());
+    }
+    assert!(block_on(here.dial(addr, there.peer())).is_err());
 }
