@@ -31,8 +31,8 @@ BULK_BYTES = 8 * 1024 * 1024
 PIECE_BYTES = 1024 * 1024
 KNOW_SECONDS = 15.0
 """A dial back that does not get through takes four of them."""
-PUNCH_SECONDS = 10.0
-"""For so long a peer waits for the direct connection: three attempts, each with a little talk."""
+PUNCH_SECONDS = 20.0
+"""For so long a peer waits for the direct connection: two rounds of three attempts, five seconds between them."""
 
 
 def say(**fields: object) -> None:

@@ -70,7 +70,7 @@ __all__ = [
     "create_noise_key_pair",
     "id_of",
     "new_host",
-    "note_observations",
+    "note_identified",
     "peer_of",
     "peer_routing",
 ]
@@ -98,25 +98,32 @@ async def _stays(bucket: routing_table.KBucket, peer_id: ID) -> bool:
 
 routing_table.KBucket._ping_peer = _stays
 
+MAX_LISTEN_ADDRS = 32
+"""Of what a peer says of itself, so much is noted."""
 _take_identify = basic_host.update_peerstore_from_identify
 _identify_addr = identify._remote_address_to_multiaddr
 
 
-def note_observations(peer_store: Any, note: Callable[[str, str], None]) -> None:
-    """Have `note` called with a peer and the address at which it says it sees us, whenever a host identifies one."""
+def note_identified(peer_store: Any, note: Callable[[str, str | None, tuple[str, ...]], None]) -> None:
+    """Have `note` called whenever a peer has said who it is: with the peer, where it sees us, and where it listens."""
     peer_store.swarmnode_note = note
 
 
-async def _with_observed(peer_store: Any, peer_id: ID, message: Any) -> None:
-    """Its own throws away where the other end sees us, but for a manager of its own that trusts nobody's port."""
+async def _with_note(peer_store: Any, peer_id: ID, message: Any) -> None:
+    """Its own throws away where the other end sees us, and mixes where it listens with what others say of it."""
     await _take_identify(peer_store, peer_id, message)
     note, peer = getattr(peer_store, "swarmnode_note", None), peer_of(peer_id)
-    if note is not None and peer is not None and message.observed_addr:
-        try:
-            addr = str(Multiaddr(message.observed_addr))
-        except Exception:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
-            return
-        note(peer, addr)
+    if note is not None and peer is not None:
+        observed = _addr_text(message.observed_addr)
+        listens = [_addr_text(data) for data in message.listen_addrs[:MAX_LISTEN_ADDRS]]
+        note(peer, observed, tuple(addr for addr in listens if addr is not None))
+
+
+def _addr_text(data: bytes) -> str | None:
+    try:
+        return str(Multiaddr(data)) if data else None
+    except Exception:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
+        return None
 
 
 def _as_seen(remote: Any) -> Multiaddr | None:
@@ -124,7 +131,7 @@ def _as_seen(remote: Any) -> Multiaddr | None:
     return Multiaddr(remote.multiaddr) if hasattr(remote, "multiaddr") else _identify_addr(remote)
 
 
-basic_host.update_peerstore_from_identify = _with_observed
+basic_host.update_peerstore_from_identify = _with_note
 identify._remote_address_to_multiaddr = _as_seen
 
 id_of = lru_cache(maxsize=4096)(ID.from_base58)  # decoding takes longer than all else when a connection is looked up

@@ -28,7 +28,7 @@ from .moving import MOVING, Movers
 from .nat.keeper import Keeper
 from .native import NativeMuxer, NativeStream
 from .network import Stream
-from .p2p import id_of, note_observations
+from .p2p import id_of, note_identified
 from .transport import Transport
 
 __all__ = ["ReachingNetwork"]
@@ -37,6 +37,8 @@ LASTING = frozenset({SESSION})
 """Protocols whose streams last, so that it is worth moving them to a better connection."""
 LINGER_SECONDS = 10.0
 """A relayed connection that a direct one has replaced is closed once it has been idle for so long."""
+AGAIN_SECONDS = (5.0, 60.0, 600.0)
+"""After so long it is tried again to get off a relay: the other side may know by then that it can be dialled."""
 HANDSHAKE_SECONDS = 8.0
 """Noise and yamux through a relay: six crossings or so."""
 
@@ -59,10 +61,11 @@ class ReachingNetwork(Libp2pNetwork):
         super().__init__(identity, addrs, nursery, gate)
         self._announced: tuple[str, ...] = ()
         self._observed: dict[str, str] = {}
+        self._says: dict[str, tuple[str, ...]] = {}
         self._links_changed = trio.Event()
         self._movers = Movers(lambda name: self._handlers.get(name) if name in LASTING else None)
         self.handle(MOVING, self._movers.answer)
-        note_observations(self._host.get_peerstore(), self._observed.__setitem__)
+        note_identified(self._host.get_peerstore(), self._note)
         self.keeper = Keeper(self, relays=relays)
 
     async def run(self, listeners: Sequence[socket.socket], running: trio.Event) -> None:
@@ -114,7 +117,7 @@ class ReachingNetwork(Libp2pNetwork):
         return tuple(peer for peer in self.connected if self._is_direct(peer) and self._speaks(peer, protocol))
 
     def known_addrs(self, peer: str) -> tuple[str, ...]:
-        return self._plain_addrs(peer)
+        return self._says.get(peer, ())
 
     def relayed(self, peer: str) -> bool:
         return self._is_connected(peer) and not self._is_direct(peer)
@@ -210,14 +213,28 @@ class ReachingNetwork(Libp2pNetwork):
         self._tell()
         if not self._is_direct(muxer.peer):
             self._observed.pop(muxer.peer, None)
+        if not self._is_connected(muxer.peer):
+            self._says.pop(muxer.peer, None)
             self.keeper.gone(muxer.peer)
 
     async def _lead(self, peer: str, relay: str) -> None:
         """A peer came through a relay: once we know what it says of itself, try for a direct connection."""
         with trio.move_on_after(IDENTIFY_SECONDS):
             await self._identified_event(peer).wait()
-        if self.relayed(peer):
+        for pause in (0.0, *AGAIN_SECONDS):
+            await trio.sleep(pause)
+            if not self.relayed(peer):
+                return
+            if pause:
+                await self._identify_again(peer)
             await self.keeper.came_through(peer, relay)
+
+    async def _identify_again(self, peer: str) -> None:
+        try:
+            with trio.move_on_after(IDENTIFY_SECONDS):
+                await self._host._identify_peer(id_of(peer), reason="again")
+        except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
+            _log.debug("%s could not be identified again: %r", peer, error)
 
     async def _move(self, peer: str) -> None:
         """Bring what runs through a relay over to the direct connection, then let the relayed one go."""
@@ -236,6 +253,12 @@ class ReachingNetwork(Libp2pNetwork):
         if not self._is_direct(peer):
             raise PeerLost(f"The direct connection to {peer} is gone.", peer=peer)
         return await self._negotiate(peer, MOVING)
+
+    def _note(self, peer: str, observed: str | None, listens: tuple[str, ...]) -> None:
+        """What a peer has just said of us and of itself."""
+        if observed is not None and self._is_direct(peer):
+            self._observed[peer] = observed
+        self._says[peer] = listens
 
     def _speaks(self, peer: str, protocol: str) -> bool:
         try:

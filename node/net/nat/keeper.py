@@ -117,7 +117,6 @@ class Keeper:
 
     async def came_through(self, peer: str, relay: str) -> None:
         """A peer has dialled us through a relay: try for a direct connection, and say how that went."""
-        _log.debug("known of %s: %s", peer, self._ground.known_addrs(peer))
         public = [addr for addr in self._ground.known_addrs(peer) if MARK not in addr and not is_private(addr)]
         with trio.move_on_after(UNILATERAL_SECONDS):
             await self._try(peer, public)
