@@ -28,10 +28,11 @@ pub const MAX_STREAMS: u32 = 512;
 
 /// A connection says that it lives when it has been silent for so long: four times within [`IDLE_TIME`], so that one
 /// lost packet in a hundred ends none.
-pub const KEEP_ALIVE_TIME: Duration = Duration::from_millis(400);
+pub const KEEP_ALIVE_TIME: Duration = Duration::from_millis(350);
 
-/// A peer from which nothing has come for so long is gone: under the two seconds in which a dead one is to be noticed.
-pub const IDLE_TIME: Duration = Duration::from_millis(1800);
+/// A peer from which nothing has come for so long is gone. Our own next keep-alive starts the time anew, once: together
+/// they are under the two seconds in which a dead peer is to be noticed.
+pub const IDLE_TIME: Duration = Duration::from_millis(1550);
 
 /// The round trip taken for granted before it is measured. The default of 333 ms makes the first packet's loss cost a
 /// second, which nobody who punches a hole can wait for; on longer paths it costs one packet sent twice.
