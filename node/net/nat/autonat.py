@@ -13,7 +13,7 @@ from swarmnode.node.net.network import Stream
 
 from .ground import Ground
 from .messages import AUTONAT, DialBack, DialledBack, in_time, receive_autonat, send_autonat
-from .reachability import Reach, Verdict, dial_back_addrs, judge, presumed_addrs
+from .reachability import VERDICT_SECONDS, Reach, Verdict, dial_back_addrs, judge, presumed_addrs
 
 __all__ = ["AutoNat"]
 
@@ -62,6 +62,9 @@ class AutoNat:
 
     async def ask(self) -> None:
         """Let some peers dial us."""
+        now = trio.current_time()
+        self._verdicts = {peer: each for peer, each in self._verdicts.items() if now - each.at < VERDICT_SECONDS}
+        self._reached = {peer: addr for peer, addr in self._reached.items() if peer in self._verdicts}
         peers = [peer for peer in self._ground.speakers(AUTONAT) if peer in self._ground.observed()]
         async with trio.open_nursery() as nursery:
             for peer in random.sample(peers, min(len(peers), ASKED_AT_ONCE)):

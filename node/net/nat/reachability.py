@@ -12,6 +12,7 @@ from swarmnode.node.net.circuits import host_of, is_private, port_of, transport_
 __all__ = [
     "MAX_DIAL_BACK_ADDRS",
     "PUNCHABLE",
+    "VERDICT_SECONDS",
     "Reach",
     "Verdict",
     "behind_nat",
