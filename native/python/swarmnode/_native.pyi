@@ -1,5 +1,6 @@
 """The types of the Rust extension; `scripts/check` compares them with the binary."""
 
+import sys
 from typing import final
 
 from typing_extensions import Buffer
@@ -222,6 +223,7 @@ class Stream:
 
 @final
 class Body:
-    """The memory of a message's body."""
+    """The memory of a message's body, for `memoryview`."""
 
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
