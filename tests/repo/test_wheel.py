@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -75,3 +76,23 @@ def test_the_wheel_alone_imports_and_helps(dist: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "serve" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_and_its_extension_works(dist: Path, tmp_path: Path) -> None:
+    """In a fresh environment: its tags fit this platform, and the extension computes."""
+    (wheel,) = dist.glob("*.whl")
+    home = tmp_path / "venv"
+    uv = shutil.which("uv") or str(ROOT / ".tools" / "bin" / "uv")  # as scripts/setup has it
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(home)], check=True, timeout=60)
+    (python,) = [*home.glob("bin/python"), *home.glob("Scripts/python.exe")]
+    install = [uv, "pip", "install", "--quiet", "--no-deps", "--no-index", "--python", str(python), str(wheel)]
+    subprocess.run(install, check=True, timeout=120)
+    code = "from swarmnode import _native; print(_native.__file__); print(_native.frame_checksum(b'123456789'))"
+    done = subprocess.run(
+        [str(python), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    file, checksum = done.stdout.split()
+    assert Path(file).is_relative_to(home)
+    assert int(checksum) == 0xE3069283  # CRC-32C of these digits, as everybody has it
