@@ -90,7 +90,7 @@ def encode(values: torch.Tensor, scheme: int, *, group: int = 0, zstd_level: int
     if scheme in (H6, H4) and not LEAST_OUTLIER_COLUMNS <= cols <= MOST_OUTLIER_COLUMNS:
         header.scheme = H8
     try:
-        if header.scheme != RAW and not torch.isfinite(values).all():
+        if header.scheme not in (RAW, LOSSLESS) and not torch.isfinite(values).all():
             raise NotFinite
         parts = _ENCODERS[header.scheme](values, header, zstd_level)
     except NotFinite:

@@ -64,7 +64,6 @@ def test_equals_the_reference(  # noqa: PLR0917 – hypothesis draws them by nam
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(rows, cols, generator=generator) * 10.0**exponent
     values[:, cols // 2] *= 50
-    # What is not finite is for the tests in Rust: a lossless sender may send it raw or not, both are exact.
     values = values.to(reference.DTYPES[dtype]).nan_to_num()
     blob = codec_encode(scheme, dtype, rows, cols, data(values), group=group, zstd_level=0)
     assert bytes(blob) == reference.encode(values, scheme, group=group, zstd_level=0)
@@ -75,6 +74,18 @@ def test_equals_the_reference(  # noqa: PLR0917 – hypothesis draws them by nam
             out = bytearray(rows * cols * WIDTHS[wanted])
             codec_decode_into(coded, out, out_dtype=wanted, rows=rows, cols=cols)
             assert out == expected
+
+
+@pytest.mark.parametrize("scheme", range(7))
+@pytest.mark.parametrize("dtype", range(3))
+def test_what_is_not_finite_travels_exactly(scheme: int, dtype: int) -> None:
+    values = torch.randn(2, 100, generator=torch.Generator().manual_seed(1)).to(reference.DTYPES[dtype])
+    values[1, 7], values[0, 99] = torch.nan, -torch.inf
+    blob = codec_encode(scheme, dtype, 2, 100, data(values), zstd_level=0)
+    assert bytes(blob) == reference.encode(values, scheme, zstd_level=0)
+    out = bytearray(len(data(values)))
+    codec_decode_into(blob, out, out_dtype=dtype, rows=2, cols=100)
+    assert out == data(values)
 
 
 def test_compresses_exponents() -> None:
@@ -101,7 +112,7 @@ def test_takes_buffers_of_every_kind() -> None:
 
 def test_a_blob_is_exactly_as_long_as_it_has_to_be() -> None:
     for scheme in range(7):
-        for values in (b"", bytes(100), b"\xff" * 100):  # the last are NaN, so they travel raw
+        for values in (b"", bytes(100), b"\xff" * 100):  # the last are NaN, so they travel exactly
             rows = len(values) // 20
             blob = codec_encode(scheme, 2, rows, 10, values)
             assert len(blob) <= codec_size(scheme, 2, rows, 10)

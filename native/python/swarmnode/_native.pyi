@@ -177,7 +177,7 @@ class Connection:
         """Bytes that only the two ends of this connection can make (RFC 5705)."""
 
     def stats(self) -> tuple[float, int, int, int, int, int, int, int]:
-        """Round trip seconds, packets sent, packets lost, window bytes, bytes sent, received, queued, largest datagram."""
+        """Round trip seconds, packets sent, lost, window bytes, bytes sent, received, queued, largest datagram."""
 
 @final
 class Stream:
