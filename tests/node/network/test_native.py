@@ -320,6 +320,16 @@ async def test_stats_pings_and_exporters() -> None:
         assert both.here.exporter(b"label", b"", 32) != both.here.exporter(b"label", b"more", 32)
 
 
+async def line(output: trio.abc.ReceiveStream) -> str:
+    """What a process prints up to the end of a line, which may come in pieces."""
+    said = b""
+    while not said.endswith(b"\n"):
+        piece = await output.receive_some()
+        assert piece, "it has ended"
+        said += piece
+    return said.decode().strip()
+
+
 HOG = """
 import mmap, sys, trio
 from swarmnode.node.identity import create_identity
@@ -353,14 +363,14 @@ async def test_rust_goes_on_while_python_holds_the_interpreters_lock(tmp_path: P
     try:
         assert process.stdout is not None
         with trio.fail_after(60):
-            addr = (await process.stdout.receive_some()).decode().strip()
+            addr = await line(process.stdout)
             muxer = (await transport.dial(Multiaddr(addr))).muxer
             while not flags[0]:  # noqa: ASYNC110 - it is another process's memory
                 await trio.sleep(0.01)
             for _ in range(20):  # were the lock needed, the first would not be answered
                 await muxer.ping()
             flags[1] = 1
-            assert (await process.stdout.receive_some()).startswith(b"let go")
+            assert await line(process.stdout) == "let go"
     finally:
         transport.close()
         process.kill()
