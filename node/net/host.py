@@ -94,7 +94,9 @@ class Libp2pNetwork:
         self._host.get_addrs = lambda: maddrs  # its own takes a millisecond, for every question
         self._host.new_stream = self._new_stream  # its own negotiates byte by byte, in two round trips
         self._host._schedule_identify = self._schedule_identify  # its own runs in trio's system nursery, past our end
-        self._kademlia = Kademlia(self._host, identity.peer, lambda: self.connected, self._reach_known)
+        self._kademlia = Kademlia(
+            self._host, identity.peer, lambda: self.connected, self._is_connected, self._reach_known
+        )
         self._dialler = Dialler(identity.peer, nursery, self._is_connected, self._dial_endpoint)
         self.questions = 0  # of other peers' look-ups, answered here
         self._identified: dict[str, trio.Event] = {}

@@ -49,6 +49,7 @@ class Kademlia:
         host: py-libp2p's.
         peer: our own peer id.
         connected: the peers with a connection now.
+        is_connected: whether there is a connection to a peer; quick, it is asked with every question.
         reach: have a connection to a peer, by the addresses known of it. Raises `PeerUnreachable`, `PeerRefused`.
     """
 
@@ -57,10 +58,12 @@ class Kademlia:
         host: Any,
         peer: str,
         connected: Callable[[], Collection[str]],
+        is_connected: Callable[[str], bool],
         reach: Callable[[str], Awaitable[None]],
     ) -> None:
         self._peer = peer
         self._connected = connected
+        self._is_connected = is_connected
         self._reach = reach
         self._dht = KadDHT(
             # two peers of one subnet per bucket is too few for machines that stand together
@@ -98,7 +101,7 @@ class Kademlia:
 
     async def reach_soon(self, peer: str) -> None:
         """Have a connection to a peer that did not disappoint us lately. Raises `PeerUnreachable`."""
-        if peer in self._connected():
+        if self._is_connected(peer):
             return
         if self._silent_until.get(peer, 0.0) > trio.current_time():
             raise PeerUnreachable(f"{peer} did not answer lately.", peer=peer)
@@ -130,13 +133,13 @@ class Kademlia:
             with trio.fail_after(QUERY_SECONDS):
                 found = await self._dht.peer_routing._query_peer_for_closest(id_of(peer), key)
         except trio.TooSlowError:
-            if peer not in self._connected():
+            if not self._is_connected(peer):
                 self._note_silent(peer)
             return None
         except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
             _log.debug("%s was asked in vain: %r", peer, error)
             return None
-        if not found and peer not in self._connected():
+        if not found and not self._is_connected(peer):
             return None  # that is how py-libp2p tells of a failure; who truly knows nobody is still connected
         return {each for peer_id in found if (each := peer_of(peer_id)) not in (None, self._peer)}
 
