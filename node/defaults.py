@@ -9,6 +9,7 @@ from typing import Final
 
 __all__ = [
     "ATTACH_SECONDS",
+    "BATCH_TOKENS",
     "CLIENT_SILENT_PINGS",
     "CLOSE_SECONDS",
     "DEFAULT_CACHE_TOKENS",
@@ -25,6 +26,10 @@ __all__ = [
     "MAX_SESSIONS_PER_PEER",
     "MAX_TORCH_JOBS",
     "MAX_WAITING_ATTACHES",
+    "MAX_WAITING_STEPS",
+    "MAX_WAITING_TOKENS",
+    "MAX_WAITING_TOKENS_PER_PEER",
+    "MIN_RETRY_AFTER_SECONDS",
     "NEIGHBOUR_SECONDS",
     "OPEN_SECONDS",
     "OUTBOX_FRAMES",
@@ -97,6 +102,9 @@ MAX_SESSIONS_PER_PEER: Final = 32
 MAX_RETRY_AFTER_SECONDS: Final = 60.0
 """No refusal tells a client to stay away for longer."""
 
+MIN_RETRY_AFTER_SECONDS: Final = 1.0
+"""Nor asks it back sooner."""
+
 MAX_OPEN_TRIES: Final = 4
 """Routes tried for one session before its client gives up."""
 
@@ -111,6 +119,20 @@ GROWTH_TOKENS: Final = 256
 
 DEFAULT_CACHE_TOKENS: Final = 65_536
 """Tokens that all sessions of a server hold together. Memory is taken as they grow, not before."""
+
+# --- batches ---
+
+BATCH_TOKENS: Final = 512
+"""Tokens of one batch: the more, the more tokens a second, and the longer a decoding session waits for its next."""
+
+MAX_WAITING_STEPS: Final = MAX_SESSIONS * MAX_IN_FLIGHT_STEPS
+"""Steps of one server that may wait for a batch: all that its sessions may have under way."""
+
+MAX_WAITING_TOKENS: Final = 32 * PREFILL_CHUNK_TOKENS
+"""Tokens of all steps that wait. Each keeps a hidden state in memory, 16 KiB of it in a model 4,096 wide."""
+
+MAX_WAITING_TOKENS_PER_PEER: Final = MAX_WAITING_TOKENS // 4
+"""The same for one client, so that it cannot fill the line alone."""
 
 # --- routes ---
 

@@ -11,21 +11,15 @@ from swarmnode.node.defaults import (
     MAX_SESSIONS_PER_PEER,
 )
 
-__all__ = ["Admission", "Busy"]
+from .busy import Busy, busy_for
+
+__all__ = ["Admission"]
 
 FIRST_GUESS_SECONDS = 10.0
 """How long sessions are taken to last while none has ended yet."""
 
 WEIGHT = 0.2
 """Of the newest session in the mean of how long sessions last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """Why not now, in one sentence, and when asking again makes sense."""
-
-    reason: str
-    retry_after_seconds: float
 
 
 @dataclass(slots=True)
@@ -102,6 +96,6 @@ class Admission:
         """With the time after which, by how long sessions last here, the next one should end."""
         ages = [now - each.since for each in self._promises.values() if peer in (None, each.peer)]
         if not ages:  # wanted more than the whole budget: waiting does not help soon
-            return Busy(reason, MAX_RETRY_AFTER_SECONDS)
+            return busy_for(reason, MAX_RETRY_AFTER_SECONDS)
         wait = max(self._lasting_seconds - max(ages), self._lasting_seconds / len(ages))
-        return Busy(reason, min(max(wait, 1.0), MAX_RETRY_AFTER_SECONDS))
+        return busy_for(reason, wait)

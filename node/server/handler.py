@@ -22,7 +22,8 @@ from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
 from swarmnode.protocols.records import ModelId, ServerState
 from swarmnode.protocols.tensors import DTYPE_BYTES, KNOWN_CODECS
 
-from .admission import Admission, Busy
+from .admission import Admission
+from .busy import Busy
 from .engine import Engine
 from .session import ServerSession
 

@@ -1,8 +1,8 @@
-"""How quick a server is, learnt from the steps it runs. Pure arithmetic."""
+"""How quick a server is, learnt from the steps and batches it runs. Pure arithmetic."""
 
 from __future__ import annotations
 
-__all__ = ["Rates"]
+__all__ = ["Pace", "Rates"]
 
 WEIGHT = 0.1
 """Of the newest step in the mean: a hiccup fades within some twenty steps, a real change shows as fast."""
@@ -10,6 +10,9 @@ WEIGHT = 0.1
 DECODE_TOKENS = 1
 PREFILL_TOKENS = 32
 """From so many tokens on a step says how quick prefill is; what lies between says nothing clear of either."""
+
+MIN_SPREAD = 0.01
+"""Of the tokens of batches, in squares of their mean: below it, no line can be drawn through them."""
 
 
 class Rates:
@@ -33,6 +36,44 @@ class Rates:
             self.decode_tokens_per_second = _mean(self.decode_tokens_per_second, rate)
         elif tokens >= PREFILL_TOKENS:
             self.prefill_tokens_per_second = _mean(self.prefill_tokens_per_second, rate)
+
+
+class Pace:
+    """What batches take: a line through those run lately, so many seconds for each and so many for each token.
+
+    Newer batches weigh more, as in `Rates`. Until batches of different sizes were seen, all is put down to tokens.
+    """
+
+    def __init__(self) -> None:
+        self._batches = 0.0
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._tokens_squared = 0.0
+        self._products = 0.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A batch of `tokens` took `seconds`."""
+        if tokens < 1 or seconds <= 0.0:
+            return
+        kept = 1.0 - WEIGHT
+        self._batches = kept * self._batches + 1.0
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + seconds
+        self._tokens_squared = kept * self._tokens_squared + tokens * tokens
+        self._products = kept * self._products + tokens * seconds
+
+    def seconds(self, tokens: int, batches: int) -> float:
+        """What `batches` that carry `tokens` together should take; 0 while no batch was seen."""
+        if not self._batches:
+            return 0.0
+        mean_tokens, mean_seconds = self._tokens / self._batches, self._seconds / self._batches
+        spread = self._tokens_squared / self._batches - mean_tokens**2
+        slope = mean_seconds / mean_tokens
+        if spread > MIN_SPREAD * mean_tokens**2:
+            slope = (self._products / self._batches - mean_tokens * mean_seconds) / spread
+            # Noise may tilt the line so far that a batch or a token would cost less than nothing.
+            slope = min(max(slope, 0.0), mean_seconds / mean_tokens)
+        return slope * tokens + (mean_seconds - slope * mean_tokens) * batches
 
 
 def _mean(old: float, new: float) -> float:

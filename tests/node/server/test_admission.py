@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmnode.node.server.admission import Admission, Busy
+from swarmnode.node.server.admission import Admission
+from swarmnode.node.server.busy import Busy
 
 
 def test_promises_until_the_cache_is_full_and_says_what_is_left() -> None:
