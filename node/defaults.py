@@ -48,8 +48,13 @@ __all__ = [
     "UNKNOWN_BLOCK_NANOSECONDS",
 ]
 
-DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0")
-"""All interfaces, any free ports. TCP is for those whom UDP does not reach."""
+DEFAULT_LISTEN: Final = (
+    "/ip4/0.0.0.0/udp/0/quic-v1",
+    "/ip4/0.0.0.0/tcp/0",
+    "/ip6/::/udp/0/quic-v1",
+    "/ip6/::/tcp/0",
+)
+"""All interfaces, any free ports. TCP is for those whom UDP does not reach; IPv6 is left out where there is none."""
 
 # --- steps ---
 

@@ -15,7 +15,12 @@ from .place import best_address, open_standing_node
 __all__ = ["DEFAULT_BOOTSTRAP_LISTEN", "run"]
 
 # A port of its own, so that the address stays the same when the node starts again.
-DEFAULT_BOOTSTRAP_LISTEN: Final = ("/ip4/0.0.0.0/udp/4737/quic-v1", "/ip4/0.0.0.0/tcp/4737")
+DEFAULT_BOOTSTRAP_LISTEN: Final = (
+    "/ip4/0.0.0.0/udp/4737/quic-v1",
+    "/ip4/0.0.0.0/tcp/4737",
+    "/ip6/::/udp/4737/quic-v1",
+    "/ip6/::/tcp/4737",
+)
 
 
 def run(call: Call) -> None:

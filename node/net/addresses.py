@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ifaddr
@@ -19,7 +19,16 @@ from swarmnode.protocols.peers import check_peer
 
 from .circuits import Circuit, parse_circuit
 
-__all__ = ["Endpoint", "dialable", "listen_socket", "listening_addrs", "parse_addr", "peer_at", "resolve"]
+__all__ = [
+    "Endpoint",
+    "dialable",
+    "listen_socket",
+    "listening_addrs",
+    "parse_addr",
+    "peer_at",
+    "resolve",
+    "without_missing_family",
+]
 
 LISTEN_BACKLOG = 1024
 UDP_BUFFER_BYTES = 4 * 1024 * 1024
@@ -27,6 +36,7 @@ UDP_BUFFER_BYTES = 4 * 1024 * 1024
 MAX_DIALLED_ADDRS = 8
 """Of the addresses a peer claims, only so many are tried."""
 MAX_DIALLED_CIRCUITS = 3
+_ALL_IP6 = "/ip6/::/"
 _FORMS = {"quic": "udp/{}/quic-v1", "tcp": "tcp/{}"}
 _FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
 _NAMES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
@@ -116,6 +126,16 @@ def peer_at(addr: str) -> str | None:
     """The peer that a full address names, relayed or not. Raises `BadInput`."""
     relayed = parse_circuit(addr)
     return relayed[1] if relayed is not None else parse_addr(addr)[1]
+
+
+def without_missing_family(listen: Sequence[str]) -> list[str]:
+    """Of several addresses to listen on, those that mean something here.
+
+    All of a machine's IPv6 addresses are none where it has no IPv6, or nothing of it that others can use. What stands
+    alone was wanted, and is kept.
+    """
+    kept = [addr for addr in listen if not addr.startswith(_ALL_IP6) or _interface_hosts("ip6")]
+    return kept or list(listen)
 
 
 def listen_socket(addr: str) -> socket.socket:

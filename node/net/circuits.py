@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from swarmnode.errors import BadInput, ProtocolViolation
 from swarmnode.protocols.peers import check_peer
 
-__all__ = ["MARK", "Circuit", "host_of", "is_private", "parse_circuit", "port_of", "transport_of", "without_peer"]
+__all__ = [
+    "MARK",
+    "Circuit",
+    "holder_of",
+    "host_of",
+    "is_private",
+    "parse_circuit",
+    "port_of",
+    "transport_of",
+    "without_peer",
+]
 
 MARK = "/p2p-circuit"
 _PRIVATE = tuple(
@@ -81,6 +91,15 @@ def host_of(addr: str) -> str:
     """The IP address or name in a multiaddr."""
     parts = addr.split("/")
     return parts[2] if len(parts) > 2 else ""
+
+
+def holder_of(addr: str) -> str:
+    """What stands for one holder of addresses: an IPv4 address, the /64 of an IPv6 one, which one machine has whole."""
+    host = host_of(addr)
+    try:
+        return str(ipaddress.IPv6Network((host, 64), strict=False))
+    except ValueError:
+        return host
 
 
 def port_of(addr: str) -> int:

@@ -20,7 +20,7 @@ from swarmnode.node.background import open_background
 from swarmnode.node.identity import Identity
 from swarmnode.protocols.ids import GATE
 
-from .addresses import Endpoint, listen_socket, listening_addrs, peer_at
+from .addresses import Endpoint, listen_socket, listening_addrs, peer_at, without_missing_family
 from .answer import answer
 from .circuits import Circuit, without_peer
 from .connection import MAX_CONNECTIONS, Connection, hand_over, net_stream_of
@@ -356,7 +356,7 @@ async def open_host(
     """
     listeners: list[socket.socket] = []
     try:
-        for addr in listen:
+        for addr in without_missing_family(listen):
             listeners.append(listen_socket(addr))  # noqa: PERF401 - those before a failing one must be closed
         async with open_background() as nursery:
             addrs = [addr for listener in listeners for addr in listening_addrs(listener)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from swarmnode import errors
 from swarmnode.node.cli.bootstrap import DEFAULT_BOOTSTRAP_LISTEN
 from swarmnode.node.flags import Flag
+from swarmnode.node.net.circuits import port_of
 from swarmnode.node.settings import COMMANDS, FLAGS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "OPERATING.md").read_text(encoding="utf-8")
@@ -39,5 +40,5 @@ def test_every_error_code_is_explained() -> None:
 
 
 def test_the_bootstrap_port_is_the_one_named() -> None:
-    assert DEFAULT_BOOTSTRAP_LISTEN == ("/ip4/0.0.0.0/udp/4737/quic-v1", "/ip4/0.0.0.0/tcp/4737")
+    assert {port_of(addr) for addr in DEFAULT_BOOTSTRAP_LISTEN} == {4737}
     assert "4737" in PAGE

@@ -72,7 +72,7 @@ class Ledger:
         return self._open
 
     def reserve(self, peer: str, host: str, now: float) -> Status:
-        """Take or renew a place for a peer, which is seen at the IP address `host`."""
+        """Take or renew a place for a peer, which is seen at `host`: whoever holds it has few places."""
         self.expire(now)
         if peer not in self._reservations:
             neighbours = sum(each.host == host for each in self._reservations.values())

@@ -70,6 +70,8 @@ def presumed_addrs(listens: Collection[str], observed: Iterable[str]) -> list[st
         if transport_of(seen[0]) == PUNCHABLE:  # a TCP connection comes from a port that nobody listens on
             found[seen[0]] = None
         for own in listens:
+            if own.split("/")[1] != seen[0].split("/")[1]:
+                continue  # what we listen on over IPv6 says nothing of where we are seen over IPv4
             found[own.replace(f"/{host_of(own)}/", f"/{host_of(seen[0])}/", 1)] = None
     return list(found)[:MAX_DIAL_BACK_ADDRS]
 

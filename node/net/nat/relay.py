@@ -14,7 +14,7 @@ import trio
 
 from swarmnode.errors import PeerFault, PeerLost
 from swarmnode.node.background import race, together
-from swarmnode.node.net.circuits import host_of
+from swarmnode.node.net.circuits import holder_of
 from swarmnode.node.net.network import Stream
 
 from .ground import Ground
@@ -72,7 +72,7 @@ class Relay:
         if not seen:  # a circuit within a circuit would hide who uses us
             await send_hop(stream, Reserved(Status.PERMISSION_DENIED))
         elif isinstance(asked, Reserve):
-            await self._reserve(stream, host_of(seen[0]))
+            await self._reserve(stream, holder_of(seen[0]))
         elif isinstance(asked, Connect):
             await self._connect(stream, asked.peer)
         else:

@@ -19,6 +19,7 @@ import trio.testing
 from libp2p.custom_types import TProtocol
 from multiaddr import Multiaddr
 
+from support.loopback import CARRIERS, CARRIERS_AND_FAMILIES, TCP
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
 from swarmnode.node.identity import create_identity, identity_from_seed
 from swarmnode.node.net.host import open_host
@@ -26,9 +27,7 @@ from swarmnode.node.net.lost import WireLost
 from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.net.p2p import ID, INetStream, new_host
 
-TCP = ("/ip4/127.0.0.1/tcp/0",)
-QUIC = ("/ip4/127.0.0.1/udp/0/quic-v1",)
-LOOPBACK = TCP
+LOOPBACK = (TCP,)
 ECHO = "/test/echo/1"
 SPECIAL_PEER = """
 import sys, trio
@@ -46,13 +45,20 @@ trio.run(main)
 """
 
 
-@pytest.fixture(params=[TCP, QUIC], ids=["tcp", "quic"])
-def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=CARRIERS)
+def each_carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs over either."""
-    monkeypatch.setattr(sys.modules[__name__], "LOOPBACK", request.param)
+    monkeypatch.setattr(sys.modules[__name__], "LOOPBACK", (request.param,))
 
 
-over_each = pytest.mark.usefixtures("each_transport")
+@pytest.fixture(params=CARRIERS_AND_FAMILIES)
+def each_carrier_and_family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, and over IPv6."""
+    monkeypatch.setattr(sys.modules[__name__], "LOOPBACK", (request.param,))
+
+
+over_each = pytest.mark.usefixtures("each_carrier")
+over_all = pytest.mark.usefixtures("each_carrier_and_family")
 
 
 async def echo(stream: Stream) -> None:
@@ -104,7 +110,7 @@ def port_of(network: Network) -> int:
     return int(network.addrs[0].split("/")[4])
 
 
-@over_each
+@over_all
 async def test_half_close_five_mebibytes_and_who_is_there() -> None:
     payload = random.Random(1).randbytes(5 * 1024 * 1024)
     async with hosts(2) as (one, other):
@@ -124,7 +130,7 @@ async def test_half_close_five_mebibytes_and_who_is_there() -> None:
         assert other.connected == (one.peer,)
 
 
-@over_each
+@over_all
 async def test_both_ends_send_much_at_once_over_many_streams() -> None:
     size = 3 * 1024 * 1024
     async with hosts(2) as (one, other):
@@ -185,7 +191,7 @@ async def test_a_cancelled_sender_harms_no_other_stream() -> None:
         assert one.connected == (other.peer,)
 
 
-@over_each
+@over_all
 async def test_unknown_protocol_wrong_peer_bad_address_nobody_there() -> None:
     async with hosts(2) as (one, other):
         await one.connect(other.addrs[0])
@@ -211,7 +217,7 @@ async def test_unknown_protocol_wrong_peer_bad_address_nobody_there() -> None:
                 await one.connect(bad)
 
 
-@over_each
+@over_all
 async def test_reset_failing_handler_and_talking_to_oneself(caplog: pytest.LogCaptureFixture) -> None:
     async with hosts(2) as (one, other):
 
@@ -432,7 +438,7 @@ async def test_a_stock_libp2p_host_talks_to_us_and_we_to_it() -> None:
         await stream.close()
 
     stock.set_stream_handler(TProtocol(ECHO), stock_echo)
-    async with hosts(1, TCP) as (ours,), stock.run([Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+    async with hosts(1, (TCP,)) as (ours,), stock.run([Multiaddr("/ip4/127.0.0.1/tcp/0")]):
         peer = await ours.connect(str(stock.get_addrs()[0]))
         stream = await ours.open_stream(peer, ECHO)
         await stream.send_all(b"hello")

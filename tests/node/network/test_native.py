@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
+from support.loopback import CARRIERS_AND_FAMILIES, QUIC
 from swarmnode.errors import PeerLost, ProtocolViolation
 from swarmnode.node.identity import create_identity
 from swarmnode.node.net.addresses import listen_socket, listening_addrs
@@ -28,15 +29,13 @@ from swarmnode.node.net.transport import Transport
 from swarmnode.protocols.frames import FrameReader, encode_frame
 from swarmnode.protocols.wire import pack
 
-QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
-TCP = "/ip4/127.0.0.1/tcp/0"
 BODY_LIMIT = 1 << 20
 MAX_STREAMS = 512
 WINDOW_BYTES = 16 << 20
 """What a QUIC stream may have unread, and more than a TCP one may."""
 
 
-@pytest.fixture(params=[QUIC, TCP], ids=["quic", "tcp"])
+@pytest.fixture(params=CARRIERS_AND_FAMILIES)
 def listen(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
