@@ -37,14 +37,23 @@ def address(tiny_model: Path, other_tiny_model: Path) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture(autouse=True)
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The program settles logging for its whole process, in which other tests look at what is logged."""
+    loggers = [logging.getLogger(), logging.getLogger("swarmnode")]
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture
 def told(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[int, Events]]]:
     """Runs a command with `--json` in this process: its exit code and its events."""
-    # The program settles logging and standard input for its whole process; this process goes on.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    own_input = os.dup(0)
+    own_input = os.dup(0)  # the program takes standard input for its whole process, too
 
     def run(*arguments: str, stdin: str = "") -> tuple[int, Events]:
         (tmp_path / "stdin").write_text(stdin, encoding="utf-8")

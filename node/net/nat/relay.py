@@ -138,8 +138,8 @@ class Relay:
             nonlocal last_bytes
             pace = Pace(trio.current_time())
             while piece := await source.receive_some(PIECE_BYTES):
+                self.carried_bytes += len(piece)  # before its receiver can know
                 await sink.send_all(piece)
-                self.carried_bytes += len(piece)
                 last_bytes = trio.current_time()
                 if delay := pace.delay_seconds(len(piece), last_bytes):
                     await trio.sleep(delay)
