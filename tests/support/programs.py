@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Program", "bootstrap", "serve", "split_evenly", "swarm"]
+__all__ = ["Program", "bootstrap", "first_to_log", "serve", "split_evenly", "swarm"]
 
 # Loading torch and a model on a busy two-core machine takes tens of seconds; only a hang takes this long.
 EVENT_SECONDS = 150.0
 STOP_SECONDS = 20.0
 
 Event = dict[str, Any]
+
+# Notified by whoever reads a program's log, for each line: one may wait for several programs.
+_logged = threading.Condition()
 
 
 class Program:
@@ -32,6 +36,7 @@ class Program:
         self.events: list[Event] = []
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._stderr: list[str] = []
+        self._log_ended = False
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "swarmnode.node.cli.main", *args, "--json"],
             stdin=subprocess.DEVNULL,
@@ -73,6 +78,10 @@ class Program:
             self.events.append(event)
             if event.get("event") == name:
                 return event
+
+    def wait_for_log(self, pattern: str, seconds: float = EVENT_SECONDS) -> str:
+        """The first line of its log in which the pattern is found, old or new; raises like `wait_for`."""
+        return first_to_log({self: pattern}, seconds)
 
     def wait_until(self, name: str, holds: Callable[[Event], bool], seconds: float = EVENT_SECONDS) -> Event:
         """The newest event of that name once it satisfies `holds`; raises like `wait_for`."""
@@ -131,11 +140,41 @@ class Program:
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
-        self._stderr.extend(self.process.stderr)
+        for line in self.process.stderr:
+            with _logged:
+                self._stderr.append(line)
+                _logged.notify_all()
+        with _logged:
+            self._log_ended = True
+            _logged.notify_all()
 
     def story(self, what: str) -> str:
         """What happened to it, with its last words, for a failing test."""
         return f"swarmnode {' '.join(self.args)} {what}; events {self.events[-5:]}; stderr:\n{self.log[-3000:]}"
+
+
+def first_to_log(patterns: Mapping[Program, str], seconds: float = EVENT_SECONDS) -> str:
+    """The first line found with its program's pattern in it, old or new.
+
+    Raises:
+        AssertionError: with the programs' own words, when all end without it or so much time passes.
+    """
+    seen = dict.fromkeys(patterns, 0)
+    hits: list[str] = []
+
+    def settled() -> bool:
+        for program, pattern in patterns.items():
+            fresh = program._stderr[seen[program] :]
+            seen[program] += len(fresh)
+            hits.extend(line for line in fresh if re.search(pattern, line))
+        return bool(hits) or all(program._log_ended for program in patterns)
+
+    with _logged:
+        _logged.wait_for(settled, seconds)
+    if not hits:
+        told = (program.story(f"did not log {pattern!r} within {seconds} s") for program, pattern in patterns.items())
+        raise AssertionError("\n".join(told))
+    return hits[0]
 
 
 def bootstrap(*flags: str) -> tuple[Program, str]:
