@@ -98,6 +98,11 @@ class Connection(IMuxedConn):  # type: ignore[misc]
         """Bytes that both ends of this connection can make and nobody else."""
         return self.muxer.exporter(label, context, length)
 
+    async def left(self) -> bool:
+        """Wait for the connection's end; whether it was a polite one."""
+        await self.muxer.ended.wait()
+        return self.muxer.polite_end
+
     async def start(self) -> None:
         """What the swarm runs. The streams are carried already, since the gate needs one."""
         self.event_started.set()

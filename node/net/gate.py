@@ -51,6 +51,8 @@ MAX_PRIVATE: Final = 256
 
 _OTHER_HINT: Final = "Give all nodes of a private swarm the same file with --swarm-key."
 
+_CLOSED: Final = "it closed the connection instead"
+
 _log = logging.getLogger("swarmnode.network")
 
 
@@ -63,6 +65,9 @@ class Gated(Protocol):
 
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Bytes that both ends of this connection can make and nobody else (RFC 5705)."""
+
+    async def left(self) -> bool:
+        """Wait for the connection's end; whether it was a polite one."""
 
     async def open_stream(self) -> Any: ...
     async def accept_stream(self) -> Any: ...
@@ -97,7 +102,10 @@ class Gate:
             raise refusal
 
     async def admit(self, connection: Gated, *, opened_by_us: bool) -> None:
-        """Let a connection pass, or say in the log why not; the caller then ends it. Raises `PeerRefused`."""
+        """Let a connection pass, or say in the log why not; the caller then ends it. Raises `PeerRefused`.
+
+        Of a dialler that leaves politely before it has opened a stream nothing is said.
+        """
         peer = connection.peer
         self.check(peer)
         if self._key is None:
@@ -116,8 +124,10 @@ class Gate:
             refusal = _unproved(peer, f"it did not within {GATE_SECONDS:.0f} s")
         except ProtocolViolation as violation:
             refusal = _unproved(peer, f"it broke the gate's protocol ({violation.message.rstrip('.')})")
+        except _Left:  # AutoNAT's dial back, or somebody who looked whether we are here: no news
+            raise _unproved(peer, _CLOSED) from None
         except (PeerFault, MuxedConnUnavailable):
-            refusal = _unproved(peer, "it closed the connection instead")
+            refusal = _unproved(peer, _CLOSED)
         self._say(refusal)
         raise refusal
 
@@ -167,7 +177,12 @@ class Gate:
 
     async def _ask_first(self, connection: Gated, key: SwarmKey) -> None:
         """The listener's part."""
-        stream: Any = (await connection.accept_stream()).stream
+        try:
+            stream: Any = (await connection.accept_stream()).stream
+        except MuxedConnUnavailable:
+            if await connection.left():
+                raise _Left from None
+            raise
         try:
             await offer(stream, (GATE,), max_wishes=1)
         except ProtocolViolation:
@@ -212,6 +227,10 @@ class Gate:
         if loud:
             self._said[refusal.message] = now
         _log.log(logging.WARNING if loud else logging.DEBUG, "%s", refusal.message)
+
+
+class _Left(Exception):
+    """The other end said good-bye before it had said anything else."""
 
 
 class _Talk:

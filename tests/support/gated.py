@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 import trio
 
+from support.links import until_links
 from swarmnode.node.identity import Identity, create_identity
 from swarmnode.node.net.gate import Gate, Gated
 from swarmnode.node.net.host import open_host
@@ -23,6 +24,7 @@ from swarmnode.protocols.swarm_key import SwarmKey
 __all__ = [
     "ECHO",
     "EVERYTHING",
+    "HANG_SECONDS",
     "IDENTIFY",
     "KEY",
     "NO_KEY",
@@ -39,6 +41,9 @@ __all__ = [
     "node",
     "two",
 ]
+
+HANG_SECONDS: Final = 60.0
+"""Nothing of this takes so long, whatever else the machine does."""
 
 ECHO: Final = "/test/echo/1"
 IDENTIFY: Final = "/ipfs/id/1.0.0"
@@ -108,9 +113,8 @@ async def ask(network: Network, peer: str, question: bytes, addrs: tuple[str, ..
 
 async def is_alone(network: Network, but_for: tuple[str, ...] = ()) -> bool:
     """Whether a node ends up without a connection, but for those to these peers."""
-    with trio.move_on_after(5):
-        while network.connected != but_for:  # noqa: ASYNC110 - a network tells nobody of its neighbours
-            await trio.sleep(0.01)
+    with trio.move_on_after(HANG_SECONDS):
+        await until_links(network, lambda: network.connected == but_for)
     return network.connected == but_for
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import logging
 import warnings
 from contextlib import AsyncExitStack
 
 import pytest
+import trio
 from multiaddr import Multiaddr
 
 from support.gated import (
     ECHO,
     EVERYTHING,
+    HANG_SECONDS,
     IDENTIFY,
     KEY,
     NO_KEY,
@@ -27,6 +30,7 @@ from support.gated import (
     node,
     two,
 )
+from support.hearing import hearing
 from support.loopback import CARRIERS, CARRIERS_AND_FAMILIES, QUIC
 from swarmnode.errors import PeerFault, PeerRefused, PeerUnreachable
 from swarmnode.node.identity import create_identity
@@ -179,6 +183,18 @@ def test_the_rule_of_the_lists() -> None:
     assert Guests(frozenset({"a"})).why_not("b")
     assert Guests(frozenset()).why_not("a")
     assert Guests(frozenset({"a"}), frozenset({"a"})).why_not("a")
+
+
+@over_each
+async def test_a_dial_back_is_no_news_in_a_private_swarm(listen: str) -> None:
+    async with two(listen, KEY, KEY) as (one, other):
+        assert isinstance(one, ReachingNetwork)
+        await one.connect(other.addrs[0])
+        with hearing() as heard, trio.fail_after(HANG_SECONDS):
+            await one.keeper.autonat.ask()
+            assert one.keeper.autonat.reach == "open"
+            await heard.line_with("it closed the connection instead")
+        assert heard.said(logging.WARNING) == []
 
 
 async def test_the_log_is_not_for_strangers_to_fill(caplog: pytest.LogCaptureFixture) -> None:

@@ -334,6 +334,7 @@ async def many(connection: Gated, opened_by_us: bool) -> None:
 
 
 async def gone(connection: Any, opened_by_us: bool) -> None:
+    await opened(connection)
     await connection.close()
 
 

@@ -19,6 +19,7 @@ import trio.testing
 from libp2p.custom_types import TProtocol
 from multiaddr import Multiaddr
 
+from support.links import until_links
 from support.loopback import CARRIERS, CARRIERS_AND_FAMILIES, TCP
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
 from swarmnode.node.identity import create_identity, identity_from_seed
@@ -29,6 +30,8 @@ from swarmnode.node.net.p2p import ID, INetStream, new_host
 
 LOOPBACK = (TCP,)
 ECHO = "/test/echo/1"
+HANG_SECONDS = 60.0
+"""Nothing here takes so long, whatever else the machine does."""
 SPECIAL_PEER = """
 import sys, trio
 from swarmnode.node.net.host import open_host
@@ -290,9 +293,8 @@ async def test_four_hundred_connections_come_and_go() -> None:
             async with hosts(20, ()) as clients, trio.open_nursery() as nursery:
                 for client in clients:
                     nursery.start_soon(client.connect, server.addrs[0])
-        with trio.fail_after(5):
-            while server.connected:  # noqa: ASYNC110 - a network has no event for it
-                await trio.sleep(0.01)
+        with trio.fail_after(HANG_SECONDS):
+            await until_links(server, lambda: not server.connected)
         async with hosts(1) as (honest,):
             await honest.connect(server.addrs[0])
             assert await ask(honest, server.peer, b"room?") == b"room?"
@@ -378,9 +380,8 @@ async def test_neighbours_find_each_other_by_multicast() -> None:
         open_host(create_identity(), listen=["/ip4/0.0.0.0/tcp/0"], mdns=True) as one,
         open_host(create_identity(), listen=["/ip4/0.0.0.0/tcp/0"], mdns=True) as other,
     ):
-        with trio.fail_after(20):
-            while other.peer not in one.connected:  # noqa: ASYNC110 - a network has no event for it
-                await trio.sleep(0.05)
+        with trio.fail_after(HANG_SECONDS):
+            await until_links(one, lambda: other.peer in one.connected)
         start = trio.current_time()
     assert trio.current_time() - start < 4
 
@@ -414,9 +415,9 @@ async def test_closing_leaves_nothing_and_takes_no_second() -> None:
     await _twenty_come_and_go()
     await trio.testing.wait_all_tasks_blocked()
     gc.collect()
-    assert process.num_fds() == files
-    assert process.num_threads() == threads
-    assert trio.lowlevel.current_statistics().tasks_living == tasks
+    assert process.num_fds() <= files  # what earlier tests left may have gone meanwhile
+    assert process.num_threads() <= threads
+    assert trio.lowlevel.current_statistics().tasks_living <= tasks
 
 
 async def test_the_same_key_gives_the_same_peer_and_py_libp2p_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
