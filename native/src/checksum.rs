@@ -1,10 +1,14 @@
-//! The checksum of a frame: CRC-32C (Castagnoli, RFC 3720 appendix B.4), hardware accelerated where the CPU can.
+//! The checksum of a frame that Python puts together.
+
+use swarmnode_transport::checksum::Checksum;
 
 /// CRC-32C of `parts` as if they were one run of bytes.
 ///
 /// A frame's header and tensor live in different buffers; taking them apart here saves joining them first.
 pub fn frame_checksum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    parts.into_iter().fold(0, crc32c::crc32c_append)
+    let mut checksum = Checksum::default();
+    parts.into_iter().for_each(|part| checksum.add(part));
+    checksum.value()
 }
 
 #[cfg(test)]

@@ -11,6 +11,10 @@ mod buffers;
 #[cfg(feature = "python")]
 mod codec;
 #[cfg(feature = "python")]
+mod handles;
+#[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "python")]
+mod stream;
 #[cfg(feature = "python")]
 mod transport;

@@ -3,25 +3,19 @@
 //! Every call takes what is there at once and gives None when it has to be made again, once the bell has rung for its
 //! token. The GIL is released while Rust works; the tokio thread never takes it.
 
-use crate::buffers::{Bytes, BytesMut};
+use crate::handles;
+use crate::stream::{Body, Stream};
 use pyo3::create_exception;
-use pyo3::exceptions::{PyEOFError, PyException, PyValueError};
-use pyo3::ffi;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView};
-use std::cell::RefCell;
-use std::io;
+use pyo3::types::PyBytes;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use swarmnode_transport as transport;
 use transport::bell::{Bell, Clapper, Writes};
-use transport::channel::Channel;
-use transport::{Error, Pending};
-
-/// The most that one read gives: what trio's own streams give, and enough to lose nothing over the call.
-const MAX_READ_BYTES: usize = 256 << 10;
+use transport::{Error, Handle, Pending};
 
 create_exception!(
     _native,
@@ -42,7 +36,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Body>()
 }
 
-fn raise(error: Error) -> PyErr {
+pub fn raise(error: Error) -> PyErr {
     let message = error.to_string();
     match error {
         Error::BadMessage(_) => BadMessage::new_err(message),
@@ -81,12 +75,19 @@ impl PyBell {
     }
 }
 
+/// Where what a node has under way lives, and where it rings.
+#[derive(Clone)]
+pub struct Home {
+    pub bell: Arc<Bell>,
+    pub runtime: Handle,
+}
+
 /// One node's transport: its thread, its sockets.
 #[pyclass(frozen, module = "swarmnode._native")]
 struct Transport {
     /// None once it is closed: what the thread held is given back then, not when the last reference is gone.
     node: RwLock<Option<transport::Node>>,
-    bell: Arc<Bell>,
+    home: Home,
 }
 
 #[pymethods]
@@ -94,7 +95,8 @@ impl Transport {
     #[new]
     fn new(py: Python<'_>, seed: [u8; 32], bell: &PyBell) -> PyResult<Self> {
         let node = py.detach(|| transport::Node::new(seed)).map_err(raise)?;
-        Ok(Self { node: RwLock::new(Some(node)), bell: Arc::clone(&bell.0) })
+        let home = Home { bell: Arc::clone(&bell.0), runtime: node.runtime().clone() };
+        Ok(Self { node: RwLock::new(Some(node)), home })
     }
 
     fn listen(&self, py: Python<'_>, socket: i64) -> PyResult<(String, u16)> {
@@ -122,7 +124,7 @@ impl Transport {
     fn upgrade(&self, stream: &Stream, expected: Option<&str>) -> PyResult<Operation> {
         let expected = expected.map(|peer| peer.parse().map_err(|_| PyValueError::new_err("no peer id")));
         let expected = expected.transpose()?;
-        self.operation(|node| Ok(node.upgrade(Arc::clone(&stream.channel), expected)))
+        self.operation(|node| Ok(node.upgrade(stream.channel(), expected)))
     }
 
     fn accept(&self) -> PyResult<Operation> {
@@ -150,7 +152,7 @@ impl Transport {
         &self,
         begin: impl FnOnce(&transport::Node) -> Result<Pending<transport::Connection>, Error>,
     ) -> PyResult<Operation> {
-        Ok(Operation::new(&self.bell, Work::Connection(self.with(begin).map_err(raise)?)))
+        Ok(Operation::new(&self.home, Work::Connection(self.with(begin).map_err(raise)?)))
     }
 }
 
@@ -184,12 +186,12 @@ impl Work {
 struct Operation {
     work: Mutex<Option<Work>>,
     clapper: Clapper,
-    bell: Arc<Bell>,
+    home: Home,
 }
 
 impl Operation {
-    fn new(bell: &Arc<Bell>, work: Work) -> Self {
-        Self { work: Mutex::new(Some(work)), clapper: bell.clapper(), bell: Arc::clone(bell) }
+    fn new(home: &Home, work: Work) -> Self {
+        Self { work: Mutex::new(Some(work)), clapper: home.bell.clapper(), home: home.clone() }
     }
 }
 
@@ -214,9 +216,9 @@ impl Operation {
             Poll::Pending => return Ok(None),
             Poll::Ready(Err(error)) => return Err(raise(error)),
             Poll::Ready(Ok(Done::Connection(inner))) => {
-                Py::new(py, Connection { inner, bell: Arc::clone(&self.bell) })?.into_any()
+                Py::new(py, Connection { inner, home: self.home.clone() })?.into_any()
             }
-            Poll::Ready(Ok(Done::Stream(inner))) => Py::new(py, Stream::new(inner, &self.bell))?.into_any(),
+            Poll::Ready(Ok(Done::Stream(inner))) => Py::new(py, Stream::new(inner, &self.home))?.into_any(),
             Poll::Ready(Ok(Done::Ping(took))) => took.as_secs_f64().into_pyobject(py)?.into_any().unbind(),
             Poll::Ready(Ok(Done::End(why))) => {
                 (matches!(why, Error::Closed), why.to_string()).into_pyobject(py)?.into_any().unbind()
@@ -229,7 +231,7 @@ impl Operation {
 #[pyclass(frozen, module = "swarmnode._native")]
 struct Connection {
     inner: transport::Connection,
-    bell: Arc<Bell>,
+    home: Home,
 }
 
 #[pymethods]
@@ -270,19 +272,19 @@ impl Connection {
     }
 
     fn open(&self) -> Operation {
-        Operation::new(&self.bell, Work::Stream(self.inner.open()))
+        Operation::new(&self.home, Work::Stream(self.inner.open()))
     }
 
     fn accept(&self) -> Operation {
-        Operation::new(&self.bell, Work::Stream(self.inner.accept()))
+        Operation::new(&self.home, Work::Stream(self.inner.accept()))
     }
 
     fn ended(&self) -> Operation {
-        Operation::new(&self.bell, Work::End(self.inner.ended()))
+        Operation::new(&self.home, Work::End(self.inner.ended()))
     }
 
     fn ping(&self) -> Operation {
-        Operation::new(&self.bell, Work::Ping(self.inner.ping()))
+        Operation::new(&self.home, Work::Ping(self.inner.ping()))
     }
 
     fn close(&self, py: Python<'_>) {
@@ -313,266 +315,5 @@ impl Connection {
             stats.queued_bytes,
             stats.mtu,
         )
-    }
-}
-
-/// One stream of a connection. Receiving and sending have a token each.
-#[pyclass(frozen, module = "swarmnode._native")]
-struct Stream {
-    channel: Arc<Channel>,
-    reading: Clapper,
-    writing: Clapper,
-}
-
-impl Stream {
-    fn new(inner: transport::Stream, bell: &Arc<Bell>) -> Self {
-        Self { channel: Arc::new(Channel::new(inner)), reading: bell.clapper(), writing: bell.clapper() }
-    }
-}
-
-thread_local! {
-    /// Where `read` reads to before it knows how long the bytes object is to be.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-#[pymethods]
-impl Stream {
-    #[getter]
-    fn read_token(&self) -> u64 {
-        self.reading.token()
-    }
-
-    #[getter]
-    fn write_token(&self) -> u64 {
-        self.writing.token()
-    }
-
-    #[getter]
-    fn moved_bytes(&self) -> u64 {
-        self.channel.moved_bytes()
-    }
-
-    fn read<'py>(&self, py: Python<'py>, max_bytes: usize) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let want = max_bytes.clamp(1, MAX_READ_BYTES);
-            if scratch.len() < want {
-                scratch.resize(want, 0);
-            }
-            let buffer = scratch.get_mut(..want).unwrap_or_default();
-            match py.detach(|| self.channel.poll_read(&mut Context::from_waker(self.reading.waker()), buffer))
-            {
-                Poll::Pending => Ok(None),
-                Poll::Ready(Err(error)) => Err(raise(error)),
-                Poll::Ready(Ok(read)) => Ok(Some(PyBytes::new(py, buffer.get(..read).unwrap_or_default()))),
-            }
-        })
-    }
-
-    fn read_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
-        let mut buffer = BytesMut::of(buffer)?;
-        let memory = buffer.as_mut_slice();
-        if memory.is_empty() {
-            return Err(PyValueError::new_err("the buffer is empty"));
-        }
-        match py.detach(|| self.channel.poll_read(&mut Context::from_waker(self.reading.waker()), memory)) {
-            Poll::Pending => Ok(None),
-            Poll::Ready(read) => read.map(Some).map_err(raise),
-        }
-    }
-
-    fn unread(&self, data: &[u8]) {
-        self.channel.unread(data);
-    }
-
-    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, start: usize) -> PyResult<Option<usize>> {
-        let data = Bytes::of(data)?;
-        let data = data.as_slice().get(start..).unwrap_or_default();
-        let written = py.detach(|| {
-            let cx = &mut Context::from_waker(self.writing.waker());
-            let mut written = 0;
-            while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
-                match self.channel.poll_write(cx, rest) {
-                    Poll::Ready(Ok(some)) => written += some,
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending if written == 0 => return Ok(None),
-                    Poll::Pending => break,
-                }
-            }
-            Ok(Some(written))
-        });
-        written.map_err(raise)
-    }
-
-    fn finish(&self, py: Python<'_>) -> PyResult<Option<bool>> {
-        let done =
-            py.detach(|| self.channel.stream().poll_finish(&mut Context::from_waker(self.writing.waker())));
-        match done {
-            Poll::Pending => Ok(None),
-            Poll::Ready(done) => done.map(|()| Some(true)).map_err(raise),
-        }
-    }
-
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.channel.stream().close());
-    }
-
-    fn reset(&self, py: Python<'_>, code: u64) {
-        py.detach(|| self.channel.stream().reset(code));
-    }
-
-    fn receive<'py>(
-        &self,
-        py: Python<'py>,
-        max_body_bytes: usize,
-    ) -> PyResult<Option<(Bound<'py, PyBytes>, Bound<'py, PyMemoryView>)>> {
-        let done = py.detach(|| {
-            self.channel.poll_receive(&mut Context::from_waker(self.reading.waker()), max_body_bytes, None)
-        });
-        match done {
-            Poll::Pending => Ok(None),
-            Poll::Ready(Err(error)) => Err(raise(error)),
-            Poll::Ready(Ok(None)) => Err(PyEOFError::new_err("the other end has finished")),
-            Poll::Ready(Ok(Some(message))) => {
-                let header = PyBytes::new(py, &message.header);
-                let body = Bound::new(py, Body(message.body))?;
-                Ok(Some((header, PyMemoryView::from(body.as_any())?)))
-            }
-        }
-    }
-
-    fn receive_into<'py>(
-        &self,
-        py: Python<'py>,
-        buffer: &Bound<'_, PyAny>,
-    ) -> PyResult<Option<(Bound<'py, PyBytes>, usize)>> {
-        let mut buffer = BytesMut::of(buffer)?;
-        let memory = buffer.as_mut_slice();
-        let done = py.detach(|| {
-            self.channel.poll_receive(&mut Context::from_waker(self.reading.waker()), 0, Some(memory))
-        });
-        match done {
-            Poll::Pending => Ok(None),
-            Poll::Ready(Err(error)) => Err(raise(error)),
-            Poll::Ready(Ok(None)) => Err(PyEOFError::new_err("the other end has finished")),
-            Poll::Ready(Ok(Some(message))) => {
-                Ok(Some((PyBytes::new(py, &message.header), message.body_bytes)))
-            }
-        }
-    }
-
-    fn give_up_receive(&self) {
-        self.channel.give_up_receive();
-    }
-
-    fn send(&self, py: Python<'_>, header: &[u8], body: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let body = Bytes::of(body)?;
-        let body = body.as_slice();
-        match py
-            .detach(|| self.channel.poll_send(&mut Context::from_waker(self.writing.waker()), header, body))
-        {
-            Poll::Pending => Ok(false),
-            Poll::Ready(done) => done.map(|()| true).map_err(raise),
-        }
-    }
-
-    fn give_up_send(&self, py: Python<'_>) {
-        py.detach(|| self.channel.give_up_send());
-    }
-}
-
-/// The memory of a message's body, writable, at a multiple of 64.
-#[pyclass(module = "swarmnode._native")]
-struct Body(transport::message::Body);
-
-#[pymethods]
-impl Body {
-    #[allow(unsafe_code)]
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: std::ffi::c_int,
-    ) -> PyResult<()> {
-        let (start, length) = {
-            let mut body = slf.borrow_mut();
-            let bytes = body.0.bytes_mut();
-            (bytes.as_mut_ptr(), ffi::Py_ssize_t::try_from(bytes.len())?)
-        };
-        // SAFETY: `view` is Python's to fill. The memory lives as long as this object, which the view holds a
-        // reference to, and never moves: nothing of the object changes after it is made.
-        let failed =
-            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.cast(), length, 0, flags) } != 0;
-        if failed { Err(PyErr::fetch(slf.py())) } else { Ok(()) }
-    }
-}
-
-/// What Python opened, as Rust wants it.
-#[cfg(unix)]
-#[allow(unsafe_code)]
-mod handles {
-    use super::*;
-    use std::fs::File;
-    use std::net::{TcpListener, UdpSocket};
-    use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-
-    /// A copy of a handle that stays Python's.
-    pub fn copy(handle: i64) -> PyResult<File> {
-        let fd = number(handle)?;
-        // SAFETY: Python keeps it open during this call.
-        Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().map(File::from)?)
-    }
-
-    /// A socket that Python has let go of.
-    pub fn udp(handle: i64) -> PyResult<UdpSocket> {
-        let fd = number(handle)?;
-        // SAFETY: the caller detached it, so it is ours alone.
-        let socket = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    }
-
-    /// A listening socket that Python has let go of.
-    pub fn tcp(handle: i64) -> PyResult<TcpListener> {
-        // SAFETY: the caller detached it, so it is ours alone.
-        Ok(TcpListener::from(unsafe { OwnedFd::from_raw_fd(number(handle)?) }))
-    }
-
-    fn number(handle: i64) -> io::Result<RawFd> {
-        match RawFd::try_from(handle) {
-            Ok(fd) if fd >= 0 => Ok(fd),
-            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
-        }
-    }
-}
-
-#[cfg(windows)]
-#[allow(unsafe_code)]
-mod handles {
-    use super::*;
-    use std::net::{TcpListener, TcpStream, UdpSocket};
-    use std::os::windows::io::{BorrowedSocket, FromRawSocket, OwnedSocket, RawSocket};
-
-    /// A copy of a handle that stays Python's: one end of a socket pair, which is TCP there.
-    pub fn copy(handle: i64) -> PyResult<TcpStream> {
-        // SAFETY: Python keeps it open during this call.
-        let socket = unsafe { BorrowedSocket::borrow_raw(number(handle)?) };
-        Ok(socket.try_clone_to_owned().map(TcpStream::from)?)
-    }
-
-    /// A socket that Python has let go of.
-    pub fn udp(handle: i64) -> PyResult<UdpSocket> {
-        // SAFETY: the caller detached it, so it is ours alone.
-        let socket = UdpSocket::from(unsafe { OwnedSocket::from_raw_socket(number(handle)?) });
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    }
-
-    /// A listening socket that Python has let go of.
-    pub fn tcp(handle: i64) -> PyResult<TcpListener> {
-        // SAFETY: the caller detached it, so it is ours alone.
-        Ok(TcpListener::from(unsafe { OwnedSocket::from_raw_socket(number(handle)?) }))
-    }
-
-    fn number(handle: i64) -> io::Result<RawSocket> {
-        RawSocket::try_from(handle).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
     }
 }

@@ -1,11 +1,14 @@
 //! A stream as its user wants it: bytes with a way to put some back, and whole messages, each direction on its own.
+//!
+//! A message that does not come at once is put together on the runtime, so that its receiver is woken once for all of it.
 
 use crate::error::Error;
 use crate::message::{Message, Reader, Writer};
 use crate::muxed::Stream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker, ready};
+use tokio::runtime::Handle;
 
 /// A stream with what was read too much and messages that are under way.
 #[derive(Debug)]
@@ -14,23 +17,32 @@ pub struct Channel {
     incoming: Mutex<Incoming>,
     outgoing: Mutex<Option<Writer>>,
     moved_bytes: AtomicU64,
+    gathering: Waker,
 }
 
 #[derive(Debug, Default)]
 struct Incoming {
     early: Vec<u8>,
     messages: Reader,
+    /// A message that is being waited for: how long its body may be, and who waits.
+    awaited: Option<(usize, Waker)>,
+    /// What came of it when nobody was there to take it.
+    gathered: Option<Result<Option<Message>, Error>>,
 }
 
 impl Channel {
-    /// Over a fresh stream.
-    pub fn new(stream: Stream) -> Self {
-        Self {
+    /// Over a fresh stream of a connection that lives on this runtime.
+    pub fn new(stream: Stream, runtime: &Handle) -> Arc<Self> {
+        Arc::new_cyclic(|channel| Self {
             stream,
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
             moved_bytes: AtomicU64::new(0),
-        }
+            gathering: Waker::from(Arc::new(Gather {
+                channel: Weak::clone(channel),
+                runtime: runtime.clone(),
+            })),
+        })
     }
 
     /// The stream below.
@@ -59,6 +71,8 @@ impl Channel {
 
     /// The next message; `None` once the other end has finished. See [`Reader::poll`].
     ///
+    /// Whoever waits is woken when all of it is here. Giving up loses nothing: the next call goes on.
+    ///
     /// # Errors
     ///
     /// As [`Reader::poll`] and [`Stream::poll_read`].
@@ -66,11 +80,39 @@ impl Channel {
         &self,
         cx: &mut Context<'_>,
         max_body_bytes: usize,
-        into: Option<&mut [u8]>,
     ) -> Poll<Result<Option<Message>, Error>> {
         let incoming = &mut *lock(&self.incoming);
-        let early = &mut incoming.early;
-        incoming.messages.poll(max_body_bytes, into, |buffer| self.read(early, cx, buffer))
+        if let Some(done) = incoming.gathered.take() {
+            return Poll::Ready(done);
+        }
+        let done = self.gather(incoming, max_body_bytes);
+        incoming.awaited = done.is_pending().then(|| (max_body_bytes, cx.waker().clone()));
+        done
+    }
+
+    /// The next message, its body into the start of the caller's memory; `None` once the other end has finished.
+    ///
+    /// Whoever waits is woken for each piece, as only the caller may write to its memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::poll_receive`].
+    pub fn poll_receive_into(
+        &self,
+        cx: &mut Context<'_>,
+        memory: &mut [u8],
+    ) -> Poll<Result<Option<Message>, Error>> {
+        let incoming = &mut *lock(&self.incoming);
+        incoming.awaited = None;
+        let done = match incoming.gathered.take() {
+            Some(done) => done,
+            None => {
+                let early = &mut incoming.early;
+                let read = |buffer: &mut [u8]| self.read(early, cx, buffer);
+                ready!(incoming.messages.poll(0, Some(&mut *memory), read))
+            }
+        };
+        Poll::Ready(done.and_then(|message| message.map(|message| message.moved_into(memory)).transpose()))
     }
 
     /// The memory that a receive was to write to is gone. See [`Reader::give_up`].
@@ -123,6 +165,25 @@ impl Channel {
         }
     }
 
+    fn gather(&self, incoming: &mut Incoming, max_body_bytes: usize) -> Poll<Result<Option<Message>, Error>> {
+        let cx = &mut Context::from_waker(&self.gathering);
+        let early = &mut incoming.early;
+        incoming.messages.poll(max_body_bytes, None, |buffer| self.read(early, cx, buffer))
+    }
+
+    /// Go on with the message that is awaited, and wake who awaits it once it is whole.
+    fn gather_on(&self) {
+        let incoming = &mut *lock(&self.incoming);
+        let Some((max_body_bytes, waiting)) = incoming.awaited.take() else { return };
+        match self.gather(incoming, max_body_bytes) {
+            Poll::Pending => incoming.awaited = Some((max_body_bytes, waiting)),
+            Poll::Ready(done) => {
+                incoming.gathered = Some(done);
+                waiting.wake();
+            }
+        }
+    }
+
     fn forget(&self, outgoing: &mut Option<Writer>) {
         if let Some(writer) = outgoing.take() {
             self.stream.queued(-signed(writer.left()));
@@ -156,6 +217,27 @@ impl Drop for Channel {
     fn drop(&mut self) {
         let outgoing = &mut *lock(&self.outgoing);
         self.forget(outgoing);
+    }
+}
+
+/// Wakes a channel whose stream has something to read. Not in the waking call, which may hold the connection's lock.
+struct Gather {
+    channel: Weak<Channel>,
+    runtime: Handle,
+}
+
+impl Wake for Gather {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let channel = Weak::clone(&self.channel);
+        self.runtime.spawn(async move {
+            if let Some(channel) = channel.upgrade() {
+                channel.gather_on();
+            }
+        });
     }
 }
 

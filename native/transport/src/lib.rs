@@ -7,6 +7,7 @@
 pub mod bell;
 mod carrier;
 pub mod channel;
+pub mod checksum;
 pub mod error;
 pub mod limits;
 pub mod message;
@@ -22,3 +23,4 @@ pub mod yamux;
 pub use error::Error;
 pub use muxed::{Connection, Pending, Stream};
 pub use node::Node;
+pub use tokio::runtime::Handle;

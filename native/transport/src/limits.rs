@@ -48,8 +48,12 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// What we hold for the other end until it is acknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 
-/// The largest datagram looked for. Larger ones hung or collapsed on loopback; it is Ethernet's less IPv6 and UDP.
+/// The largest datagram looked for on the way to another machine: Ethernet's less IPv6 and UDP.
 pub const MAX_UDP_PAYLOAD_BYTES: u16 = 1452;
+
+/// The same within this machine, whose loopback takes 64 KiB: ten of these in one system call, which is what quinn
+/// sends at a time, must fit that. With larger ones connections hang.
+pub const NEAR_UDP_PAYLOAD_BYTES: u16 = 6500;
 
 /// What the kernel is asked to hold for a socket in each direction; it takes what it allows.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;

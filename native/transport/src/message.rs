@@ -3,6 +3,7 @@
 //! A prefix of 16 bytes (magic, version, two lengths, CRC-32C), a header, and, when there is a body, zeros up to a
 //! multiple of 64 and the body. Both ends of this file can be left at any byte and taken up again.
 
+use crate::checksum::Checksum;
 use crate::error::Error;
 use std::task::{Poll, ready};
 
@@ -34,6 +35,20 @@ pub struct Message {
     pub body: Body,
     /// How long the body is, wherever it lies.
     pub body_bytes: usize,
+}
+
+impl Message {
+    /// The same message, its body in `memory` if it is not there already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadMessage`] when it does not fit.
+    pub(crate) fn moved_into(mut self, memory: &mut [u8]) -> Result<Self, Error> {
+        let body = std::mem::take(&mut self.body);
+        let (bytes, room) = (body.bytes(), memory.len());
+        memory.get_mut(..bytes.len()).ok_or_else(|| too_long(bytes.len(), room))?.copy_from_slice(bytes);
+        Ok(self)
+    }
 }
 
 /// The bytes of a body, starting at a multiple of 64.
@@ -70,7 +85,7 @@ pub struct Reader {
     lengths: Option<Lengths>,
     /// Bytes of this message so far.
     have: usize,
-    checksum: u32,
+    checksum: Checksum,
     /// The header and the padding, from behind the prefix.
     head: Vec<u8>,
     body: Body,
@@ -137,7 +152,7 @@ impl Reader {
             Some(lengths) => lengths,
             None => {
                 let lengths = read_prefix(&self.prefix, limit)?;
-                self.checksum = crc32c::crc32c(self.prefix.get(..CHECKED_PREFIX_BYTES).unwrap_or_default());
+                self.checksum.add(self.prefix.get(..CHECKED_PREFIX_BYTES).unwrap_or_default());
                 self.head = vec![0; lengths.body_start - PREFIX_BYTES];
                 *self.lengths.insert(lengths)
             }
@@ -145,7 +160,7 @@ impl Reader {
         while self.have < lengths.body_start {
             let rest = self.head.get_mut(self.have - PREFIX_BYTES..).unwrap_or_default();
             let some = ready!(read(rest))?;
-            self.checksum = crc32c::crc32c_append(self.checksum, rest.get(..some).unwrap_or_default());
+            self.checksum.add(rest.get(..some).unwrap_or_default());
             self.came(some)?;
         }
         self.lent = self.lent || into.is_some() && self.body.memory.is_empty();
@@ -160,10 +175,10 @@ impl Reader {
                 },
             };
             let some = ready!(read(rest))?;
-            self.checksum = crc32c::crc32c_append(self.checksum, rest.get(..some).unwrap_or_default());
+            self.checksum.add(rest.get(..some).unwrap_or_default());
             self.came(some)?;
         }
-        if self.checksum != lengths.checksum {
+        if self.checksum.value() != lengths.checksum {
             return Poll::Ready(Err(bad("A frame's checksum does not match its bytes.")));
         }
         let mut header = std::mem::take(&mut self.head);
@@ -222,8 +237,7 @@ fn read_prefix(prefix: &[u8; PREFIX_BYTES], limit: usize) -> Result<Lengths, Err
         return Err(Error::BadMessage(what));
     }
     if body > limit {
-        let what = format!("A frame claims a body of {body} bytes; at most {limit} are taken here.");
-        return Err(Error::BadMessage(what));
+        return Err(too_long(body, limit));
     }
     Ok(Lengths { header, body_start: body_start(header, body), body, checksum })
 }
@@ -231,6 +245,10 @@ fn read_prefix(prefix: &[u8; PREFIX_BYTES], limit: usize) -> Result<Lengths, Err
 fn body_start(header: usize, body: usize) -> usize {
     let end = PREFIX_BYTES + header;
     if body == 0 { end } else { end.next_multiple_of(ALIGNMENT_BYTES) }
+}
+
+fn too_long(body: usize, limit: usize) -> Error {
+    Error::BadMessage(format!("A frame claims a body of {body} bytes; at most {limit} are taken here."))
 }
 
 fn bad(what: &str) -> Error {
@@ -269,14 +287,15 @@ impl Writer {
         head.push(VERSION);
         head.extend_from_slice(&length(header.len())?);
         head.extend_from_slice(&length(body.len())?);
-        let checksum = crc32c::crc32c(&head);
+        let mut checksum = Checksum::default();
+        checksum.add(&head);
         head.extend_from_slice(&[0; PREFIX_BYTES - CHECKED_PREFIX_BYTES]);
         head.extend_from_slice(header);
         head.resize(start, 0);
-        let checksum = crc32c::crc32c_append(checksum, head.get(PREFIX_BYTES..).unwrap_or_default());
-        let checksum = crc32c::crc32c_append(checksum, body);
+        checksum.add(head.get(PREFIX_BYTES..).unwrap_or_default());
+        checksum.add(body);
         if let Some(place) = head.get_mut(CHECKED_PREFIX_BYTES..PREFIX_BYTES) {
-            place.copy_from_slice(&checksum.to_le_bytes());
+            place.copy_from_slice(&checksum.value().to_le_bytes());
         }
         if joined {
             head.extend_from_slice(body);

@@ -1,68 +1,12 @@
 //! Two nodes over real sockets: streams, their ends, who is who. No Python.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::future::{Future, poll_fn};
-use std::net::{SocketAddr, UdpSocket};
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use swarmnode_transport::{Connection, Error, Node, Stream};
+mod support;
 
-/// Runs a future on this thread, which is not the node's: the way in which Python polls.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
-
-fn node(seed: u8) -> (Node, SocketAddr) {
-    let node = Node::new([seed; 32]).unwrap();
-    let addr = node.listen(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
-    (node, addr)
-}
-
-struct Pair {
-    one: Connection,
-    two: Connection,
-    _nodes: [Node; 2],
-}
-
-fn pair() -> Pair {
-    let ((here, _), (there, addr)) = (node(1), node(2));
-    let one = block_on(here.dial(addr, there.peer())).unwrap();
-    let two = block_on(there.accept()).unwrap();
-    Pair { one, two, _nodes: [here, there] }
-}
-
-async fn write_all(stream: &Stream, mut data: &[u8]) -> Result<(), Error> {
-    while !data.is_empty() {
-        let written = poll_fn(|cx| stream.poll_write(cx, data)).await?;
-        data = &data[written..];
-    }
-    Ok(())
-}
-
-async fn read_to_end(stream: &Stream) -> Result<Vec<u8>, Error> {
-    let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        match poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await? {
-            0 => return Ok(all),
-            read => all.extend_from_slice(&buffer[..read]),
-        }
-    }
-}
+use std::future::poll_fn;
+use std::net::UdpSocket;
+use support::{block_on, node, pair, read_to_end, write_all};
+use swarmnode_transport::Error;
 
 #[test]
 fn echoes_with_half_close_both_ways() {
@@ -133,7 +77,7 @@ fn says_at_once_that_it_closes() {
 #[test]
 fn closing_a_node_ends_its_connections() {
     let pair = pair();
-    let [here, there] = &pair._nodes;
+    let [here, there] = &pair.nodes;
     here.close();
     assert_eq!(block_on(pair.two.ended()), Ok(Error::Closed));
     here.close();

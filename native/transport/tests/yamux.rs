@@ -1,34 +1,17 @@
 //! Noise and yamux between two nodes, over TCP and inside of a QUIC stream: streams, their ends, who is who, rudeness.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::future::{Future, poll_fn};
+mod support;
+
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::thread;
+use support::{block_on, read_to_end, stream_between, write_all};
 use swarmnode_transport::channel::Channel;
 use swarmnode_transport::{Connection, Error, Node, Stream};
-
-/// Runs a future on this thread, which is not the node's: the way in which Python polls.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
 
 fn node(seed: u8) -> (Node, SocketAddr) {
     let node = Node::new([seed; 32]).unwrap();
@@ -57,24 +40,15 @@ fn inside_quic() -> Pair {
     let outer = [block_on(here.dial(addr, there.peer())).unwrap(), block_on(there.accept()).unwrap()];
     let (near, far) = stream_between(&outer[0], &outer[1]);
     let (upgrading, answering) =
-        (here.upgrade(carrying(near), Some(there.peer())), there.upgrade(carrying(far), None));
+        (here.upgrade(carrying(near, &here), Some(there.peer())), there.upgrade(carrying(far, &there), None));
     let two = thread::spawn(move || block_on(answering).unwrap());
     let one = block_on(upgrading).unwrap();
     assert_eq!(one.remote_addr(), None);
     Pair { one, two: two.join().unwrap(), _outer: Some(outer), nodes: [here, there] }
 }
 
-fn carrying(stream: Stream) -> Arc<Channel> {
-    Arc::new(Channel::new(stream))
-}
-
-/// A stream and its other end; one byte makes QUIC tell of it.
-fn stream_between(one: &Connection, two: &Connection) -> (Stream, Stream) {
-    let near = block_on(one.open()).unwrap();
-    block_on(write_all(&near, b"!")).unwrap();
-    let far = block_on(two.accept()).unwrap();
-    assert_eq!(block_on(read_some(&far, 1)), Ok(b"!".to_vec()));
-    (near, far)
+fn carrying(stream: Stream, node: &Node) -> Arc<Channel> {
+    Channel::new(stream, node.runtime())
 }
 
 fn each(test: impl Fn(Pair)) {
@@ -82,30 +56,11 @@ fn each(test: impl Fn(Pair)) {
     test(inside_quic());
 }
 
-async fn write_all(stream: &Stream, mut data: &[u8]) -> Result<(), Error> {
-    while !data.is_empty() {
-        let written = poll_fn(|cx| stream.poll_write(cx, data)).await?;
-        data = &data[written..];
-    }
-    Ok(())
-}
-
 async fn read_some(stream: &Stream, most: usize) -> Result<Vec<u8>, Error> {
     let mut buffer = vec![0; most];
     let read = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
     buffer.truncate(read);
     Ok(buffer)
-}
-
-async fn read_to_end(stream: &Stream) -> Result<Vec<u8>, Error> {
-    let mut all = Vec::new();
-    loop {
-        let piece = read_some(stream, 50_000).await?;
-        if piece.is_empty() {
-            return Ok(all);
-        }
-        all.extend(piece);
-    }
 }
 
 fn finish(stream: &Stream) -> Result<(), Error> {

@@ -313,7 +313,7 @@ async def test_stats_pings_and_exporters() -> None:
         stats = both.here.stats()
         assert 0 < stats.round_trip_seconds < 5
         assert min(stats.sent_packets, stats.window_bytes, stats.sent_bytes, stats.received_bytes) > 0
-        assert 1200 <= stats.datagram_bytes <= 1452
+        assert 1200 <= stats.datagram_bytes <= 6500  # more than Ethernet carries, as it stays on this machine
         assert both.here.link.near
         assert both.here.exporter(b"label", b"", 32) == both.there.exporter(b"label", b"", 32)
         assert both.here.exporter(b"label", b"", 32) != both.here.exporter(b"label", b"more", 32)

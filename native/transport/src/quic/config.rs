@@ -6,13 +6,13 @@ use crate::limits;
 use crate::tls::Credentials;
 use libp2p_identity::PeerId;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 
-/// What both ends' connections have in common.
-pub(crate) fn transport() -> Result<Arc<TransportConfig>, Error> {
+/// Of connections whose largest datagrams have so many bytes.
+pub(crate) fn transport(max_udp_payload_bytes: u16) -> Result<Arc<TransportConfig>, Error> {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(limits::MAX_UDP_PAYLOAD_BYTES);
+    mtu.upper_bound(max_udp_payload_bytes);
     let idle =
         IdleTimeout::try_from(limits::IDLE_TIME).map_err(|_| Error::Misuse("the idle time is too long"))?;
     let mut config = TransportConfig::default();
@@ -30,6 +30,15 @@ pub(crate) fn transport() -> Result<Arc<TransportConfig>, Error> {
         .datagram_send_buffer_size(limits::DATAGRAM_BUFFER_BYTES)
         .congestion_controller_factory(Arc::new(SteadyConfig));
     Ok(Arc::new(config))
+}
+
+/// A socket's: peers on this machine may send us the largest datagrams.
+pub(crate) fn endpoint() -> Result<EndpointConfig, Error> {
+    let mut config = EndpointConfig::default();
+    config
+        .max_udp_payload_size(limits::NEAR_UDP_PAYLOAD_BYTES)
+        .map_err(|_| Error::Misuse("the datagrams are too small"))?;
+    Ok(config)
 }
 
 pub(crate) fn server(

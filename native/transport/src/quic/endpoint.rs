@@ -2,12 +2,13 @@
 
 use super::config;
 use super::connection::{Connection, Seats};
+use super::driving::Driving;
 use crate::error::Error;
 use crate::limits;
 use crate::muxed;
 use crate::tls::{self, Credentials};
 use libp2p_identity::{Keypair, PeerId};
-use quinn::{EndpointConfig, Incoming, TokioRuntime, TransportConfig, VarInt};
+use quinn::{Incoming, ServerConfig, TransportConfig, VarInt};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,10 @@ use tokio::time::{sleep, timeout};
 /// What all sockets of a node share.
 pub(crate) struct Setup {
     credentials: Credentials,
-    transport: Arc<TransportConfig>,
+    far: Arc<TransportConfig>,
+    /// For peers on this machine.
+    near: Arc<TransportConfig>,
+    near_server: Arc<ServerConfig>,
     seats: Arc<Seats>,
     handshakes: AtomicUsize,
     accepted: mpsc::Sender<muxed::Connection>,
@@ -28,13 +32,21 @@ impl Setup {
         keypair: &Keypair,
         accepted: mpsc::Sender<muxed::Connection>,
     ) -> Result<Arc<Self>, Error> {
+        let credentials = Credentials::new(keypair)?;
+        let near = config::transport(limits::NEAR_UDP_PAYLOAD_BYTES)?;
         Ok(Arc::new(Self {
-            credentials: Credentials::new(keypair)?,
-            transport: config::transport()?,
+            far: config::transport(limits::MAX_UDP_PAYLOAD_BYTES)?,
+            near_server: Arc::new(config::server(&credentials, Arc::clone(&near))?),
+            near,
+            credentials,
             seats: Arc::default(),
             handshakes: AtomicUsize::new(0),
             accepted,
         }))
+    }
+
+    fn transport(&self, addr: SocketAddr) -> Arc<TransportConfig> {
+        Arc::clone(if is_near(addr) { &self.near } else { &self.far })
     }
 
     /// The seats that all connections of the node take, whatever they run over.
@@ -55,11 +67,11 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Take over a bound socket, and take connections over it. Must be called inside of the runtime.
     pub(crate) fn new(socket: UdpSocket, setup: Arc<Setup>) -> Result<Self, Error> {
-        let server = config::server(&setup.credentials, Arc::clone(&setup.transport))?;
+        let server = config::server(&setup.credentials, Arc::clone(&setup.far))?;
         let broken = |error: std::io::Error| Error::Lost(format!("the socket cannot be used ({error})"));
         let extra = Arc::new(socket.try_clone().map_err(broken)?);
         let quinn =
-            quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime))
+            quinn::Endpoint::new(config::endpoint()?, Some(server), socket, Arc::new(Driving::here()))
                 .map_err(broken)?;
         tokio::spawn(accept(quinn.clone(), Arc::clone(&setup)));
         Ok(Self { quinn, socket: extra, setup })
@@ -71,7 +83,7 @@ impl Endpoint {
 
     /// Connect to a peer, and to nobody else. Must run inside of the runtime.
     pub(crate) async fn dial(&self, addr: SocketAddr, peer: PeerId) -> Result<muxed::Connection, Error> {
-        let config = config::client(&self.setup.credentials, Arc::clone(&self.setup.transport), peer)?;
+        let config = config::client(&self.setup.credentials, self.setup.transport(addr), peer)?;
         let connecting = self
             .quinn
             .connect_with(config, addr, "libp2p") // a name is demanded and means nothing
@@ -106,6 +118,11 @@ impl Endpoint {
     }
 }
 
+/// Whether packets to there never leave this machine.
+fn is_near(addr: SocketAddr) -> bool {
+    addr.ip().to_canonical().is_loopback()
+}
+
 async fn accept(endpoint: quinn::Endpoint, setup: Arc<Setup>) {
     while let Some(incoming) = endpoint.accept().await {
         let under_way = setup.handshakes.load(Ordering::Relaxed);
@@ -121,7 +138,14 @@ async fn accept(endpoint: quinn::Endpoint, setup: Arc<Setup>) {
 }
 
 async fn welcome(incoming: Incoming, setup: Arc<Setup>) {
-    let proved = timeout(limits::HANDSHAKE_TIME, async { incoming.accept()?.await }).await;
+    let near = is_near(incoming.remote_address()).then(|| Arc::clone(&setup.near_server));
+    let proving = async move {
+        match near {
+            Some(config) => incoming.accept_with(config)?.await,
+            None => incoming.accept()?.await,
+        }
+    };
+    let proved = timeout(limits::HANDSHAKE_TIME, proving).await;
     setup.handshakes.fetch_sub(1, Ordering::Relaxed);
     let Ok(Ok(connection)) = proved else { return };
     let Some(peer) = tls::peer_of(&connection) else {

@@ -3,6 +3,7 @@
 mod config;
 mod congestion;
 mod connection;
+mod driving;
 mod endpoint;
 mod stream;
 

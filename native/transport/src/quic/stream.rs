@@ -1,6 +1,7 @@
 //! One stream of a QUIC connection, its two halves apart so that reading never waits for writing.
 
 use super::connection::Counts;
+use super::driving::at_once;
 use crate::error::Error;
 use crate::limits;
 use quinn::{RecvStream, SendStream, VarInt};
@@ -39,7 +40,7 @@ impl Stream {
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Error>> {
         let piece = data.get(..limits::MAX_WRITE_BYTES).unwrap_or(data);
         match lock(&self.send).as_mut() {
-            Some(send) => Pin::new(send).poll_write(cx, piece).map_err(Error::from),
+            Some(send) => at_once(|| Pin::new(send).poll_write(cx, piece)).map_err(Error::from),
             None => Poll::Ready(Err(Error::Finished)),
         }
     }
