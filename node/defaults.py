@@ -10,10 +10,12 @@ from typing import Final
 __all__ = [
     "ATTACH_SECONDS",
     "BATCH_TOKENS",
+    "CACHE_PATIENCE_SECONDS",
     "CLIENT_SILENT_PINGS",
     "CLOSE_SECONDS",
     "DEFAULT_CACHE_TOKENS",
     "DEFAULT_LISTEN",
+    "EVICTABLE_SECONDS",
     "FIND_SECONDS",
     "FIRST_FRAME_SECONDS",
     "GROWTH_TOKENS",
@@ -138,6 +140,13 @@ MAX_WAITING_TOKENS: Final = 32 * PREFILL_CHUNK_TOKENS
 
 MAX_WAITING_TOKENS_PER_PEER: Final = MAX_WAITING_TOKENS // 4
 """The same for one client, so that it cannot fill the line alone."""
+
+EVICTABLE_SECONDS: Final = 5.0
+"""A session without a step for so long counts as idle: its cache goes first when others need it. A step's way through
+a ring takes far less, a person's next question far more."""
+
+CACHE_PATIENCE_SECONDS: Final = 10.0
+"""How long a step waits for cache before sessions that are not idle give way, or its own."""
 
 # --- routes ---
 
