@@ -1,4 +1,4 @@
-"""Session messages over a stream: one task reads them, one task writes what others post. Knows no session."""
+"""Session messages over a stream: one task reads them, one task writes what has to wait. Knows no session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swarmnode.protocols.messages import Message, Ping, encode, pack_header, par
 
 from .defaults import OUTBOX_FRAMES, RECEIVE_BYTES, STEP_BODY_BYTES
 from .links import Link, LinkMeter
-from .net.network import Stream, WholeMessages
+from .net.network import EagerMessages, Stream, WholeMessages
 
 __all__ = ["MessageStream", "Silence"]
 
@@ -30,8 +30,9 @@ MAX_PINGS = 8
 class MessageStream:
     """Messages both ways over one stream.
 
-    Whoever reads must never wait for a write: peers that both do so block each other. So messages are posted to a
-    bounded outbox, which `run_writer`, in a task of its own, writes out.
+    Whoever reads must never wait for a write: peers that both do so block each other. So messages are posted: they
+    leave at once where the transport has room, and what has to wait goes to a bounded outbox, which `run_writer`, in a
+    task of its own, writes out.
 
     Attributes:
         broken: a message is or was left half written: nothing can be written any more.
@@ -41,6 +42,7 @@ class MessageStream:
         self._signs = 0
         self._stream = stream
         self._whole = stream if isinstance(stream, WholeMessages) else None
+        self._eager = stream if isinstance(stream, EagerMessages) else None
         self._max_body_bytes = max_body_bytes
         self._reader = FrameReader(max_body_bytes)
         self._meter = LinkMeter()
@@ -48,6 +50,8 @@ class MessageStream:
         self._pings: dict[int, float] = {}
         self._next_ping = 0
         self._post, self._posted = trio.open_memory_channel[tuple[Message, Buffer]](OUTBOX_FRAMES)
+        self._waiting = 0
+        self._finished = False
         self.broken = False
 
     @property
@@ -132,31 +136,52 @@ class MessageStream:
         self.broken = False
 
     async def post(self, message: Message, body: Buffer = b"") -> None:
-        """Hand a message to the writer, waiting for room. Raises `PeerLost` once nothing can be written any more."""
+        """Send a message, waiting for room in the outbox. Raises `PeerLost` once nothing can be written any more."""
+        if self._leaves_at_once(message, body):
+            await trio.lowlevel.checkpoint()
+            return
+        self._waiting += 1  # whatever is posted from now on goes behind it
         try:
             await self._post.send((message, body))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise self._gone() from None
+        except BaseException as error:
+            self._waiting -= 1
+            if isinstance(error, (trio.BrokenResourceError, trio.ClosedResourceError)):
+                raise self._gone() from None
+            raise
 
     def post_soon(self, message: Message, body: Buffer = b"") -> bool:
-        """Hand a message to the writer if there is room at once; whether there was."""
+        """Send a message if there is room at once; whether there was. Raises as `post`."""
+        if self._leaves_at_once(message, body):
+            return True
         try:
             self._post.send_nowait((message, body))
         except trio.WouldBlock:
             return False
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise self._gone() from None
+        self._waiting += 1
         return True
 
     def finish(self) -> None:
         """Nothing more will be posted: the writer ends after what is waiting."""
+        self._finished = True
         self._post.close()
 
     async def run_writer(self) -> None:
-        """Write what is posted until `finish`. Raises `PeerLost`."""
+        """Write what waits until `finish`. Raises `PeerLost`."""
         with self._posted:
             async for message, body in self._posted:
                 await self.send(message, body)
+                self._waiting -= 1
+
+    def _leaves_at_once(self, message: Message, body: Buffer) -> bool:
+        """Send a message when nothing is before it; whether all of it went. The writer goes on with what did not."""
+        if self._eager is None or self._waiting or self.broken or self._finished:
+            return False
+        header = pack_header(message, memoryview(body).nbytes)
+        self.broken = True
+        self.broken = not self._eager.begin_message(header, body)
+        return not self.broken
 
     async def close(self) -> None:
         """Close the stream politely when no message is half written, else reset it. Never raises."""

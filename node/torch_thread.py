@@ -14,6 +14,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import outcome
 import trio
 
+from .bell import bell_of_this_run
 from .defaults import CLOSE_SECONDS, MAX_TORCH_JOBS
 
 __all__ = ["TorchThread", "open_torch_thread"]
@@ -36,7 +37,7 @@ class TorchThread:
     """Runs calls one after the other, in the order they came. Made by `open_torch_thread`."""
 
     def __init__(self, *, max_jobs: int = MAX_TORCH_JOBS) -> None:
-        self._token = trio.lowlevel.current_trio_token()
+        self._bell = bell_of_this_run()
         self._room = trio.Semaphore(max_jobs, max_value=max_jobs)
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -95,7 +96,7 @@ class TorchThread:
     def _tell(self, call: Callable[[], object]) -> bool:
         """Run `call` on the event loop soon; False when the loop has ended."""
         try:
-            self._token.run_sync_soon(call)
+            self._bell.soon(call)
         except trio.RunFinishedError:
             return False
         return True

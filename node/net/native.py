@@ -14,9 +14,9 @@ from typing_extensions import Buffer
 
 from swarmnode import _native
 from swarmnode.errors import PeerLost, ProtocolViolation
+from swarmnode.node.bell import Bell
 from swarmnode.node.links import Link
 
-from .bell import Bell
 from .lost import WireLost
 
 __all__ = ["NativeMuxer", "NativeStream", "Seen", "Stats"]
@@ -218,6 +218,18 @@ class NativeStream:
         finally:
             if not sent:
                 self.native.give_up_send()
+
+    def begin_message(self, header: bytes, body: Buffer = b"") -> bool:
+        """Send of such a frame what there is room for; whether that was all. If not, `send_message` goes on with it.
+
+        Raises:
+            PeerLost: the stream broke.
+            ValueError: no peer would take it.
+        """
+        try:
+            return self.native.send(header, body)
+        except _native.TransportError as error:
+            raise self._gone(error) from error
 
     async def receive_message(self, max_body_bytes: int) -> tuple[bytes, memoryview] | None:
         """The next frame's header, packed, and body; None once the peer has finished. Cancelling loses nothing.

@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 
 from swarmnode.node.links import Link
 
-__all__ = ["Network", "PeerAddrs", "Stream", "StreamHandler", "WholeMessages"]
+__all__ = ["EagerMessages", "Network", "PeerAddrs", "Stream", "StreamHandler", "WholeMessages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,17 @@ class WholeMessages(Protocol):
         Raises:
             PeerLost: the stream broke, also in the middle of a message.
             ProtocolViolation: what came is no frame within the limits.
+        """
+
+
+@runtime_checkable
+class EagerMessages(WholeMessages, Protocol):
+    """`WholeMessages` that leave in the call that sends them, where there is room."""
+
+    def begin_message(self, header: bytes, body: Buffer = b"") -> bool:
+        """Send of a frame what there is room for; whether that was all. If not, `send_message` goes on with it.
+
+        Not while another message is under way. Raises as `send_message`.
         """
 
 

@@ -14,10 +14,10 @@ from multiaddr import Multiaddr
 
 from swarmnode import _native
 from swarmnode.errors import BadInput
+from swarmnode.node.bell import bell_of_this_run
 from swarmnode.node.identity import Identity
 
 from .addresses import Endpoint, parse_addr, resolve
-from .bell import bell_of_this_run
 from .connection import Connection
 from .lost import WireLost
 from .native import NativeMuxer, NativeStream

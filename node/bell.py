@@ -1,13 +1,17 @@
-"""One wake-up for all that Rust has news of: tasks that wait for a token go on in the loop's turn that sees it ready.
+"""One wake-up of the event loop for all that other threads have news of, seen to in the very turn that it wakes for.
 
-Rust's thread never takes the interpreter's lock: it notes tokens and wakes the event loop. Knows no connection.
+Rust's thread never takes the interpreter's lock: it notes tokens and wakes the loop, and tasks that wait for a token go
+on. Python's threads leave calls. Knows no connection and no model.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import trio
@@ -41,9 +45,12 @@ class Bell(trio.abc.Instrument):
     """
 
     def __init__(self) -> None:
-        self._handle: _Handle = _EventFd() if hasattr(os, "eventfd") else _Pair()
-        self.native = _native.Bell(self._handle.ring_fileno())
+        handle: _Handle = _EventFd() if hasattr(os, "eventfd") else _Pair()
+        self._handle: _Handle | None = handle
+        self.native = _native.Bell(handle.ring_fileno())
         self._waiting: dict[int, trio.lowlevel.Task] = {}
+        self._calls: deque[Callable[[], object]] = deque()
+        self._open = threading.Lock()
         self._ready = 0
 
     async def until(self, token: int, poll: Callable[[], _T | None]) -> _T:
@@ -65,8 +72,21 @@ class Bell(trio.abc.Instrument):
         """The result of an operation. Cancelling gives it up once nobody holds it."""
         return await self.until(operation.token, operation.poll)
 
+    def soon(self, call: Callable[[], object]) -> None:
+        """Have the loop run `call`, from any thread. It must be quick and raise nothing.
+
+        Raises `trio.RunFinishedError` once the loop has ended.
+        """
+        with self._open:
+            if self._handle is None:
+                raise trio.RunFinishedError
+            self._calls.append(call)
+            self._handle.ring()
+
     def after_io_wait(self, timeout: float) -> None:
         """What trio calls in each turn, before it runs what is ready."""
+        while self._calls:
+            self._calls.popleft()()
         for token in self.native.drain():
             task = self._waiting.pop(token, None)
             if task is not None:
@@ -74,13 +94,17 @@ class Bell(trio.abc.Instrument):
 
     async def keep_awake(self) -> None:
         """Have the loop wake when the bell rings, for ever. What it rang for is seen to by `after_io_wait`."""
+        handle = self._handle
+        assert handle is not None
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._handle)
-                self._handle.clear()
+                await trio.lowlevel.wait_readable(handle)
+                handle.clear()
                 self.after_io_wait(0.0)  # what rang between that and clearing would not ring again
         finally:
-            self._handle.close()
+            with self._open:  # no thread rings what is somebody else's handle by then
+                self._handle = None
+                handle.close()
 
     async def _wait(self, token: int) -> None:
         def abort(_: RaiseCancelT) -> Abort:
@@ -96,6 +120,7 @@ class _Handle(Protocol):
 
     def fileno(self) -> int: ...
     def ring_fileno(self) -> int: ...
+    def ring(self) -> None: ...
     def clear(self) -> None: ...
     def close(self) -> None: ...
 
@@ -109,6 +134,9 @@ class _EventFd:
 
     def ring_fileno(self) -> int:
         return self._fd
+
+    def ring(self) -> None:
+        os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
         os.eventfd_read(self._fd)
@@ -130,6 +158,10 @@ class _Pair:
 
     def ring_fileno(self) -> int:
         return self._there.fileno()
+
+    def ring(self) -> None:
+        with suppress(BlockingIOError):  # it is full, and so wakes already
+            self._there.send(b"!")
 
     def clear(self) -> None:
         self._here.recv(4096)
