@@ -18,13 +18,20 @@ __all__ = ["SpanCache", "can_truncate", "open_stock_cache"]
 
 
 class SpanCache:
-    """One session's state on one span. `position` is the number of tokens it holds."""
+    """One session's state on one span.
+
+    Attributes:
+        position: the number of tokens it holds.
+        rows: sequences that the session has side by side.
+        spoiled: a step broke in the middle.
+    """
 
     def __init__(self, config: PretrainedConfig, held: frozenset[int]) -> None:
         self._config = config
         self._held = held
         self._stock = open_stock_cache(config, held)
         self.position = 0
+        self.rows = 1
         self.spoiled = False
 
     @property

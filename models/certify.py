@@ -18,8 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from swarmnode.errors import SwarmnodeError
 
 from .comparison import Findings, compare, require_consistent
+from .cut import num_blocks
 from .families import TABLE_NAME, Certificate
 from .quirks import quirks_of
+from .ragged_comparison import RaggedFindings, compare_ragged
 from .tiny import tiny_config
 from .tiny_checkpoint import tiny_checkpoint
 
@@ -42,7 +44,8 @@ def certify_family(family: str) -> Certificate:
     try:
         with tiny_checkpoint(tiny_config(family)) as checkpoint:
             require_consistent(checkpoint.whole)
-            return _judge(family, compare(checkpoint))
+            findings = compare(checkpoint)
+            return _judge(family, findings, compare_ragged(checkpoint.span(0, num_blocks(checkpoint.config))))
     except SwarmnodeError as error:
         return _refused(family, error.message)
     except Exception as error:  # noqa: BLE001  any failure of a foreign model is a finding, not a crash
@@ -50,10 +53,10 @@ def certify_family(family: str) -> Certificate:
 
 
 def _refused(family: str, reason: str) -> Certificate:
-    return Certificate(family, certified=False, reason=reason, max_difference=None, truncatable=False)
+    return Certificate(family, False, reason, None, truncatable=False, ragged=False, why_not_ragged="")
 
 
-def _judge(family: str, findings: Findings) -> Certificate:
+def _judge(family: str, findings: Findings, sharing: RaggedFindings) -> Certificate:
     failed = [f"{heading} ({gap:.1e})" for heading, gap in findings.differences.items() if gap > 0]
     return Certificate(
         family,
@@ -61,6 +64,8 @@ def _judge(family: str, findings: Findings) -> Certificate:
         reason=f"In parts it differs from the whole: {', '.join(failed)}." if failed else "",
         max_difference=max(findings.differences.values()),
         truncatable=findings.truncatable and not failed,
+        ragged=not failed and not sharing.why_not,
+        why_not_ragged="" if failed else sharing.why_not,
     )
 
 
@@ -84,15 +89,18 @@ def page(certificates: Sequence[Certificate]) -> str:
         "for bit in float32, at equal shapes: a prompt at once and in chunks, decode from the cache, going back and",
         "doing it again, two sessions in turn, two rows. Weights went through the family's own checkpoint format.",
         "",
+        "Sessions of a family that *shares* passes are packed into one pass of the blocks, prefill and decode alike,",
+        "and what each is given is, bit for bit, what it is given alone. Those of the others run one after another.",
+        "",
         "A session of a family that *goes back* may return to an earlier position (with a sliding window: as long",
         "as nothing has left it). One that *replays* cannot: the session is sent again from the start.",
         "",
         "Checkpoints of families made as encoders (bert and its kin) are served if `is_decoder` is set in the config.",
         "Gemma 4 with shared keys and values or per-layer embeddings (E2B, E4B) is refused when it is opened.",
         "",
-        "| family | a session |",
-        "|---|---|",
-        *[f"| {entry.family} | {'goes back' if entry.truncatable else 'replays'} |" for entry in served],
+        "| family | a session | in a pass |",
+        "|---|---|---|",
+        *[f"| {entry.family} | {_session(entry)} | {_passes(entry)} |" for entry in served],
         "",
         "## Refused",
         "",
@@ -101,6 +109,14 @@ def page(certificates: Sequence[Certificate]) -> str:
         *[f"| {entry.family} | {entry.reason.replace('|', '/')} |" for entry in refused],
     ]
     return "\n".join(lines) + "\n"
+
+
+def _session(entry: Certificate) -> str:
+    return "goes back" if entry.truncatable else "replays"
+
+
+def _passes(entry: Certificate) -> str:
+    return "shares" if entry.ragged else f"alone: {entry.why_not_ragged.replace('|', '/')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for family in asked.family or known_families():
         entry = certify_family(family)
         certificates.append(entry)
-        session = "goes back" if entry.truncatable else "replays"
-        print(f"{family:28} {'certified, ' + session if entry.certified else entry.reason}", flush=True)
+        said = f"certified, {_session(entry)}, {_passes(entry)}" if entry.certified else entry.reason
+        print(f"{family:28} {said}", flush=True)
     if asked.write and not asked.family:
         TABLE.write_text(table(certificates), encoding="utf-8")
         PAGE.write_text(page(certificates), encoding="utf-8")

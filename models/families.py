@@ -27,6 +27,8 @@ class Certificate:
         reason: why not, in one sentence; empty when certified.
         max_difference: largest absolute difference of any logit (0.0 when certified), None when none could be compared.
         truncatable: a session may go back to an earlier position; otherwise it is sent again from the start.
+        ragged: one pass may serve several sessions, and gives each the bits it has alone.
+        why_not_ragged: why each session runs by itself, in one sentence; empty when ragged, or not certified.
     """
 
     family: str
@@ -34,6 +36,8 @@ class Certificate:
     reason: str
     max_difference: float | None
     truncatable: bool
+    ragged: bool
+    why_not_ragged: str
 
 
 class _Config(Protocol):
@@ -54,7 +58,7 @@ def certificate(family: str) -> Certificate:
     for entry in all_certificates():
         if entry.family == family:
             return entry
-    return Certificate(family, False, "It is no causal language model that this version knows.", None, False)
+    return Certificate(family, False, "It is no causal language model that this version knows.", None, False, False, "")
 
 
 def require_certified(config: _Config) -> None:

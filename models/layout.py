@@ -19,6 +19,7 @@ from .quirks import quirks_of
 __all__ = [
     "Layout",
     "ancestors",
+    "argument_names",
     "causal_class",
     "find_layout",
     "hidden_size",
@@ -101,7 +102,7 @@ def find_layout(model: PreTrainedModel) -> Layout:
 
 
 def _takes_hidden_states(module: nn.Module) -> bool:
-    return "inputs_embeds" in _argument_names(module)
+    return "inputs_embeds" in argument_names(module)
 
 
 def ancestors(path: str) -> Iterator[str]:
@@ -117,7 +118,7 @@ def step_arguments(module: nn.Module, cache: Cache, position: int, tokens: torch
     Args:
         tokens: the input, `[rows, tokens, …]`, whose first token stands at `position`.
     """
-    known = _argument_names(module)
+    known = argument_names(module)
     arguments: dict[str, Any] = {"use_cache": True}
     arguments["cache_params" if "cache_params" in known else "past_key_values"] = cache
     if "position_ids" in known:
@@ -126,7 +127,8 @@ def step_arguments(module: nn.Module, cache: Cache, position: int, tokens: torch
     return arguments
 
 
-def _argument_names(module: nn.Module) -> frozenset[str]:
+def argument_names(module: nn.Module) -> frozenset[str]:
+    """What a module's forward can be told by name."""
     return _names_of(type(module).forward)
 
 

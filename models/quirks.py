@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Quirks", "quirks_of", "refusal"]
+__all__ = ["Quirks", "one_by_one", "quirks_of", "refusal"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,14 @@ def refusal(config: Any) -> str:
     for field, reason in _BEYOND_A_HIDDEN_STATE.items():
         if getattr(text, field, None):
             return f"{reason} (`{field}`)."
+    return ""
+
+
+def one_by_one(config: Any) -> str:
+    """Why sessions of a config, whose family runs raggedly, need a pass each nonetheless; empty when they do not."""
+    text = config.get_text_config(decoder=True)
+    if "longrope" in _rope_types(getattr(text, "rope_parameters", None) or {}):
+        return "Its rotary positions depend on how long the longest session in a pass is (`rope_type` is longrope)."
     return ""
 
 

@@ -1,9 +1,11 @@
-"""A span: some consecutive blocks of a model, hidden states in, hidden states out, one cache for each session."""
+"""A span: some consecutive blocks of a model, hidden states in, hidden states out, one state for each session."""
 
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,10 +15,14 @@ from swarmnode.errors import BadRange, ProtocolViolation, ReplayNeeded
 
 from . import cut
 from .cache import SpanCache
-from .quirks import quirks_of
+from .families import certificate
+from .packed import Piece
+from .quirks import one_by_one, quirks_of
+from .ragged import Ragged, whole_rows
+from .slabs import RaggedCache
 from .stand_ins import Doorway, Gate
 
-__all__ = ["Span", "SpanCache"]
+__all__ = ["Piece", "RaggedCache", "Span", "SpanCache"]
 
 
 class Span:
@@ -45,6 +51,8 @@ class Span:
         self._decoder, blocks, self._first, self._last = _open_doors(model, self.start, self.end)
         self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
         self._held = _cache_layers(blocks, self.start)
+        self._ragged = Ragged(self._decoder, self._config, self._held)
+        self._whole_rows = whole_rows(blocks)
         self._single_steps = quirks_of(model.config.model_type).single_steps
         self.truncatable = self.open_cache().truncatable
 
@@ -57,12 +65,49 @@ class Span:
             )
         return Span(self.model, start, end)
 
+    @property
+    def ragged(self) -> bool:
+        """Whether one pass serves many sessions. Otherwise they run one after another, each through a stock cache."""
+        return self.why_not_ragged == ""
+
+    @cached_property
+    def why_not_ragged(self) -> str:
+        """Why each session needs a pass of its own, a sentence; empty when it does not. The first look runs a token."""
+        entry = certificate(self.model.config.model_type)
+        if not entry.ragged:
+            return entry.why_not_ragged or entry.reason
+        return one_by_one(self.model.config) or self._ragged.why_not(self._probe)
+
     def open_cache(self) -> SpanCache:
-        """A new session's state, empty."""
+        """A new session's state as a stock cache, empty: for `step`, of any family."""
         return SpanCache(self._config, self._held)
 
+    def open_ragged_cache(self) -> RaggedCache:
+        """A new session's state for passes that it shares with others, empty. Only where `ragged`."""
+        return self._ragged.open_cache()
+
+    def open_session(self) -> SpanCache | RaggedCache:
+        """A new session's state, empty, of the kind that serves most sessions: for `run` and `step`."""
+        return self.open_ragged_cache() if self.ragged else self.open_cache()
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Bytes that a token adds to a session's state, for one row, while no sliding window is full."""
+        if self.ragged:
+            return sum(token.token_bytes for token in self._ragged.tokens)
+        return self._stock_bytes(2) - self._stock_bytes(1)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of the state of a session from `open_session` after `tokens` tokens in one row, at most.
+
+        Without windows and recurrent states it is exact, whatever steps the tokens came in.
+        """
+        if self.ragged:
+            return sum(token.cache_bytes(tokens) for token in self._ragged.tokens)
+        return self._stock_bytes(1) + (tokens - 1) * self.token_bytes if tokens else 0
+
     @torch.inference_mode()
-    def step(self, cache: SpanCache, hidden: torch.Tensor, position: int) -> torch.Tensor:
+    def step(self, cache: SpanCache | RaggedCache, hidden: torch.Tensor, position: int) -> torch.Tensor:
         """Run the blocks on a session's next tokens.
 
         Args:
@@ -77,33 +122,49 @@ class Span:
             ReplayNeeded: the state cannot go back to `position`. Position 0 always can.
             ProtocolViolation: `position` is beyond the tokens seen, or `hidden` has another shape.
         """
-        self._check(cache, hidden, position)
-        cache.truncate(position)
-        cache.spoiled = True  # until the step is through: half a step must not be built upon
-        hidden = hidden.to(device=self.device, dtype=self.dtype)
-        tokens = 1 if self._single_steps and position else hidden.shape[1]
-        out = [self._run(cache, piece) for piece in torch.split(hidden, tokens, dim=1)]
-        cache.spoiled = False
-        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+        return self.run([Piece(cache, hidden, position)])[0]
 
-    def _run(self, cache: SpanCache, hidden: torch.Tensor) -> torch.Tensor:
-        about = cut.step_arguments(self._decoder, cache.ready(), cache.position, hidden)
-        self._first.incoming = hidden
-        try:
-            # What the stock code makes of the zeros before the first held block is replaced in the doorway.
-            self._decoder(inputs_embeds=torch.zeros_like(hidden), **about)
-            cache.position += hidden.shape[1]
-            return _hidden_state(self._last.outgoing).contiguous()
-        finally:
-            self._first.incoming = None
-            self._first.outgoing = self._last.outgoing = None
+    @torch.inference_mode()
+    def run(self, pieces: Sequence[Piece], *, deterministic: bool = False) -> list[torch.Tensor]:
+        """Run the blocks on the next tokens of several sessions, in one pass where they have ragged caches.
 
-    def _check(self, cache: SpanCache, hidden: torch.Tensor, position: int) -> None:
+        A session's steps come out the same bit for bit whoever shares the pass and in whatever order, on one CPU with
+        one number of threads. When `deterministic` is false, a piece that has a pass for itself may come out in
+        other last bits, those of the stock model: a lone stream is quicker then.
+
+        Returns:
+            For each piece the hidden state after block `end - 1`, shape of its `hidden`, in the span's dtype on the
+            span's device.
+
+        Raises:
+            ReplayNeeded, ProtocolViolation: as `check`, of any piece, before anything has changed.
+        """
+        if len({id(piece.cache) for piece in pieces}) < len(pieces):
+            raise ValueError("a session can have one piece in a pass")
+        for piece in pieces:
+            self.check(piece)
+        packed = [piece for piece in pieces if isinstance(piece.cache, RaggedCache)]
+        outs = dict(zip(map(id, packed), self._run_packed(packed, deterministic), strict=True)) if packed else {}
+        return [outs[id(piece)] if id(piece) in outs else self._run_alone(piece) for piece in pieces]
+
+    def check(self, piece: Piece) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ReplayNeeded: the state cannot go back to `position`. Position 0 always can.
+            ProtocolViolation: `position` is beyond the tokens seen, or `hidden` has another shape.
+        """
         span = (self.start, self.end)
+        cache, hidden, position = piece.cache, piece.hidden, piece.position
         if hidden.ndim != 3 or hidden.shape[2] != self.hidden_size or 0 in hidden.shape:
             raise ProtocolViolation(
                 f"A step for blocks {self.start}:{self.end} has shape {list(hidden.shape)}, "
                 f"not [rows, tokens, {self.hidden_size}].",
+                span=span,
+            )
+        if sum(piece.steps) != hidden.shape[1] or min(piece.steps) < 1:
+            raise ProtocolViolation(
+                f"Steps of {', '.join(map(str, piece.steps))} tokens do not make up the {hidden.shape[1]} that came.",
                 span=span,
             )
         if position < 0 or position > cache.position:
@@ -113,12 +174,74 @@ class Span:
                 hint="Send the tokens in between first.",
                 span=span,
             )
+        if position and cache.rows != hidden.shape[0]:
+            raise ProtocolViolation(f"A step of {hidden.shape[0]} rows came to a session of {cache.rows}.", span=span)
         if not cache.can_truncate(position):
             raise ReplayNeeded(
                 f"Blocks {self.start}:{self.end} cannot go back from position {cache.position} to {position}.",
                 hint="Send the session again from position 0.",
                 span=span,
             )
+
+    def _run_packed(self, pieces: Sequence[Piece], deterministic: bool) -> list[torch.Tensor]:
+        for piece in pieces:
+            _go_to(piece)
+        hidden = [self._here(piece.hidden).flatten(0, 1) for piece in pieces]
+        sizes = [rows.shape[0] for rows in hidden]
+        as_stock = len(pieces) == 1 and not deterministic
+        padding = 0 if as_stock else -sum(sizes) % self._whole_rows
+        packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
+        with self._ragged.packed(pieces, padding, whole=not as_stock) as about:
+            out = self._through(packed, about)
+        for piece in pieces:
+            piece.cache.position += piece.hidden.shape[1]
+        apart = torch.split(out[0, : sum(sizes)], sizes)
+        return [rows.view_as(piece.hidden) for rows, piece in zip(apart, pieces, strict=True)]
+
+    def _run_alone(self, piece: Piece) -> torch.Tensor:
+        cache = cast(SpanCache, piece.cache)
+        _go_to(piece)
+        cache.spoiled = True  # until the step is through: half a step must not be built upon
+        out = [
+            self._run_stock(cache, one)
+            for step in torch.split(self._here(piece.hidden), [*piece.steps], dim=1)
+            for one in torch.split(step, 1 if self._single_steps and cache.position else step.shape[1], dim=1)
+        ]
+        cache.spoiled = False
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+    def _run_stock(self, cache: SpanCache, hidden: torch.Tensor) -> torch.Tensor:
+        out = self._through(hidden, cut.step_arguments(self._decoder, cache.ready(), cache.position, hidden))
+        cache.position += hidden.shape[1]
+        return out
+
+    def _through(self, hidden: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:
+        self._first.incoming = hidden
+        try:
+            # What the stock code makes of the zeros before the first held block is replaced in the doorway.
+            self._decoder(inputs_embeds=torch.zeros_like(hidden), **about)
+            return _hidden_state(self._last.outgoing).contiguous()
+        finally:
+            self._first.incoming = None
+            self._first.outgoing = self._last.outgoing = None
+
+    def _here(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.to(device=self.device, dtype=self.dtype)
+
+    def _probe(self, cache: SpanCache | RaggedCache, tokens: int = 1) -> None:
+        """Run noise, to learn what a state takes."""
+        noise = torch.ones(1, tokens, self.hidden_size)
+        self.run([Piece(cache, noise, 0)])
+
+    def _stock_bytes(self, tokens: int) -> int:
+        cache = self.open_cache()
+        self._probe(cache, tokens)
+        return cache.memory_bytes
+
+
+def _go_to(piece: Piece) -> None:
+    piece.cache.truncate(piece.position)
+    piece.cache.rows = piece.hidden.shape[0]
 
 
 def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module, list[nn.Module], Doorway, Doorway]:

@@ -11,6 +11,7 @@ from swarmnode.models.families import all_certificates, certificate
 from swarmnode.models.quirks import quirks_of
 
 LEAST_CERTIFIED = 100
+LEAST_RAGGED = 100
 NAMED = (
     *("bloom", "deepseek_v3", "falcon", "gemma3", "gemma4", "glm4"),
     *("gpt_oss", "llama", "mistral", "mixtral", "qwen3", "qwen3_5"),
@@ -27,6 +28,12 @@ def test_at_least_a_hundred_and_all_that_were_promised() -> None:
     served = {entry.family for entry in all_certificates() if entry.certified}
     assert len(served) >= LEAST_CERTIFIED
     assert served >= set(NAMED)
+
+
+def test_at_least_a_hundred_share_passes() -> None:
+    sharing = {entry.family for entry in all_certificates() if entry.ragged}
+    assert len(sharing) >= LEAST_RAGGED
+    assert sharing >= {"deepseek_v3", "gemma3", "glm4", "gpt_oss", "llama", "mistral", "mixtral", "qwen3", "qwen3_moe"}
 
 
 def test_every_family_of_the_installed_transformers_is_in_the_table() -> None:
@@ -47,6 +54,8 @@ def test_certified_means_no_difference_and_refused_means_a_reason() -> None:
         else:
             assert entry.reason.endswith(".")
             assert not entry.truncatable
+            assert not entry.ragged
+        assert entry.ragged == (entry.certified and not entry.why_not_ragged)
 
 
 @pytest.mark.slow
@@ -89,5 +98,5 @@ def test_a_difference_is_found_and_said(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_prints_a_line_for_each_family_asked(capsys: pytest.CaptureFixture[str]) -> None:
     certify.main(["--family", "gpt2", "--family", "xlm"])
     first, second = capsys.readouterr().out.splitlines()
-    assert first.split() == ["gpt2", "certified,", "goes", "back"]
+    assert first.split() == ["gpt2", "certified,", "goes", "back,", "shares"]
     assert second.split(maxsplit=1) == ["xlm", "It keeps no list of whole blocks."]

@@ -1,0 +1,116 @@
+"""One pass of stock modules for the next tokens of many sessions: what to tell the decoder, and for how many rows.
+
+The tokens are packed into one row of `[1, tokens, hidden]`. What mixes tokens in a stock block is its attention, and
+that goes through transformers' attention interface, where `packed.py` takes each session apart. All else in a block
+works on rows, and a row's bits do not depend on its neighbours as long as there is a multiple of `whole_rows` of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from .experts import EXPERTS, ROWS
+from .layout import argument_names
+from .packed import NAME, Batch, NotRagged, Passage, Piece
+from .slabs import RaggedCache, TokenShape
+
+__all__ = ["Ragged", "whole_rows"]
+
+STRIDE_BYTES = 128
+"""What an elementwise function takes at a time with AVX-512: two registers. With less, it is a part of that."""
+
+
+def whole_rows(blocks: Iterable[nn.Module]) -> int:
+    """Of how many rows a pass must be a multiple, so that no row's bits depend on how many there are.
+
+    A linear layer wants `ROWS`. Elementwise functions take `STRIDE_BYTES` at a time and the rest singly, in other
+    arithmetic; so rows times width must be a multiple of that for the narrowest values, as wide as some weight is.
+    """
+    weights = [weight for block in blocks for weight in block.parameters() if weight.ndim > 1]
+    narrowest = math.gcd(*(width for weight in weights for width in weight.shape))
+    stride = max(STRIDE_BYTES // weight.element_size() for weight in weights)
+    return max(ROWS, stride // math.gcd(stride, narrowest))
+
+
+class Ragged:
+    """Lets a decoder, in which held blocks stand among gates, run packed pieces.
+
+    Args:
+        decoder: the stock module that will be called.
+        config: the decoder's own config.
+        held: the layers of the stock cache that the held blocks write.
+
+    Attributes:
+        tokens: what a token takes in each held block's slabs, once `why_not` was asked.
+    """
+
+    def __init__(self, decoder: nn.Module, config: PretrainedConfig, held: frozenset[int]) -> None:
+        self.tokens: list[TokenShape] = []
+        self._passage = Passage(config, held)
+        self._takes_positions = "position_ids" in argument_names(decoder)
+        self._configs = _configs(decoder)
+        self._attention = str(config._attn_implementation)
+        self._held = held
+        self._windows = {layer: getattr(self._passage.layers[layer], "sliding_window", None) for layer in sorted(held)}
+
+    def open_cache(self) -> RaggedCache:
+        """A new session's state, empty."""
+        return RaggedCache(self._windows)
+
+    def why_not(self, run: Callable[[RaggedCache], None]) -> str:
+        """What the stock code does that a shared pass cannot serve, found by running some tokens; empty if nothing."""
+        cache = self.open_cache()
+        try:
+            run(cache)
+        except NotRagged as reason:
+            return str(reason)
+        self.tokens = cache.tokens
+        return ""
+
+    @contextmanager
+    def packed(self, pieces: Sequence[Piece], padding: int, *, whole: bool) -> Iterator[dict[str, Any]]:
+        """Arguments for the decoder, which attends raggedly meanwhile.
+
+        Args:
+            padding: rows behind those of the pieces.
+            whole: experts, too, work on whole rows each.
+
+        Raises:
+            NotRagged: stock code does something else than attend through the interface.
+        """
+        batch = Batch(pieces, padding, self._attention)
+        arguments: dict[str, Any] = {"use_cache": True, "past_key_values": self._passage}
+        if self._takes_positions:
+            arguments["position_ids"] = batch.position_ids().to(pieces[0].hidden.device)
+        with _implementations(self._configs, whole), batch.running():
+            yield arguments
+        if batch.written != self._held:
+            raise NotRagged("Its attention does not go through transformers' attention interface.")
+
+
+def _configs(decoder: nn.Module) -> list[PretrainedConfig]:
+    """Every config that a module of the decoder asks how to attend."""
+    configs = (getattr(module, "config", None) for module in decoder.modules())
+    return list({id(config): config for config in configs if isinstance(config, PretrainedConfig)}.values())
+
+
+@contextmanager
+def _implementations(configs: Sequence[PretrainedConfig], whole: bool) -> Iterator[None]:
+    """Name our functions in the configs for a while. One pass at a time may do so."""
+    before = [(each, each._attn_implementation_internal, each._experts_implementation_internal) for each in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = NAME
+            if whole:
+                config._experts_implementation_internal = EXPERTS
+        yield
+    finally:
+        for config, attention, experts in before:
+            config._attn_implementation_internal = attention
+            config._experts_implementation_internal = experts
