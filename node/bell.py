@@ -6,6 +6,7 @@ on. Python's threads leave calls. Knows no connection and no model.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,8 @@ from trio.lowlevel import Abort, RaiseCancelT, RunVar
 from swarmnode import _native
 
 __all__ = ["Bell", "bell_of_this_run"]
+
+_log = logging.getLogger("swarmnode.bell")
 
 READY_TURNS = 16
 """An operation that needs no waiting lets others run this often: rarely enough to cost nothing, often enough that a
@@ -86,7 +89,10 @@ class Bell(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         """What trio calls in each turn, before it runs what is ready."""
         while self._calls:
-            self._calls.popleft()()
+            try:
+                self._calls.popleft()()
+            except Exception:  # noqa: BLE001 - the edge of the other thread's call; trio would never call us again
+                _log.exception("a call that another thread left for the event loop failed")
         for token in self.native.drain():
             task = self._waiting.pop(token, None)
             if task is not None:

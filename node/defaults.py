@@ -18,14 +18,15 @@ __all__ = [
     "EVICTABLE_SECONDS",
     "FIND_SECONDS",
     "FIRST_FRAME_SECONDS",
-    "GROWTH_TOKENS",
     "HOP_NANOSECONDS",
     "JOIN_SECONDS",
+    "LOOK_AGAIN_SECONDS",
     "MAX_IN_FLIGHT_STEPS",
     "MAX_OPEN_TRIES",
     "MAX_RETRY_AFTER_SECONDS",
     "MAX_SESSIONS",
     "MAX_SESSIONS_PER_PEER",
+    "MAX_STEP_WAIT_SECONDS",
     "MAX_TORCH_JOBS",
     "MAX_WAITING_ATTACHES",
     "MAX_WAITING_STEPS",
@@ -121,13 +122,16 @@ OUTBOX_FRAMES: Final = 64
 SESSION_PROMISE_TOKENS: Final = 512
 """What a session of unknown length asks to be promised at open; it grows from there while there is room."""
 
-GROWTH_TOKENS: Final = 256
-"""Cache is promised in runs of so many tokens when a session outgrows what it asked for."""
-
 DEFAULT_CACHE_TOKENS: Final = 65_536
 """Tokens that all sessions of a server hold together. Memory is taken as they grow, not before."""
 
 # --- batches ---
+
+LOOK_AGAIN_SECONDS: Final = 0.5
+"""How often steps that wait for cache are looked at again while nothing else happens."""
+
+MAX_STEP_WAIT_SECONDS: Final = 120.0
+"""A step that could not be begun for so long ends its session: its client would give it up before long."""
 
 BATCH_TOKENS: Final = 512
 """Tokens of one batch: the more, the more tokens a second, and the longer a decoding session waits for its next."""

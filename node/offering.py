@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import trio
-
 from swarmnode.errors import BadInput
 from swarmnode.models.blocks import parse_blocks
 from swarmnode.models.checkpoint import open_checkpoint
@@ -105,4 +103,4 @@ async def serve_blocks(
                 prefill_tokens_per_second=prefill,
             )
         )
-        await trio.sleep_forever()
+        await serving.run()

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 import outcome
@@ -24,13 +25,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Job:
-    """One call, and the task that waits for it."""
+    """One call, and who is told what came of it."""
 
-    __slots__ = ("call", "task")
+    __slots__ = ("call", "done")
 
-    def __init__(self, call: Callable[[], Any], task: trio.lowlevel.Task) -> None:
+    def __init__(self, call: Callable[[], Any], done: Callable[[outcome.Outcome[Any]], object]) -> None:
         self.call = call
-        self.task: trio.lowlevel.Task | None = task
+        self.done = done
 
 
 class TorchThread:
@@ -53,16 +54,17 @@ class TorchThread:
         thrown away. Raises `RuntimeError` when the thread has been closed.
         """
         await self._room.acquire()
-        if self._closing:
+        task = trio.lowlevel.current_task()
+        given_up = False
+
+        def done(result: outcome.Outcome[Any]) -> None:
             self._room.release()
-            raise RuntimeError("the torch thread is closed")
-        job = _Job(lambda: call(*args), trio.lowlevel.current_task())
-        with self._changed:
-            self._jobs.append(job)
-            self._changed.notify()
+            if not given_up:
+                trio.lowlevel.reschedule(task, result)
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            job.task = None
+            nonlocal given_up
+            given_up = True
             with self._changed:
                 waiting = job in self._jobs
                 if waiting:
@@ -71,13 +73,35 @@ class TorchThread:
                 self._room.release()
             return trio.lowlevel.Abort.SUCCEEDED
 
+        try:
+            job = self._add(lambda: call(*args), done)
+        except RuntimeError:
+            self._room.release()
+            raise
         result: T = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
+
+    def start(self, call: Callable[[], T], done: Callable[[outcome.Outcome[T]], object]) -> None:
+        """Have `call` run after those that came before, and `done` called on the event loop with what came of it.
+
+        Nothing bounds how many calls wait but whoever makes them. Nobody is told of those that the end of the thread
+        leaves behind. Raises `RuntimeError` when it has been closed.
+        """
+        self._add(call, done)
 
     @property
     def waiting(self) -> int:
         """How many calls have not begun."""
         return len(self._jobs)
+
+    def _add(self, call: Callable[[], T], done: Callable[[outcome.Outcome[T]], object]) -> _Job:
+        if self._closing:
+            raise RuntimeError("the torch thread is closed")
+        job = _Job(call, done)
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+        return job
 
     def _work(self) -> None:
         while True:
@@ -88,7 +112,7 @@ class TorchThread:
                     break
                 job = self._jobs.popleft()
             result = outcome.capture(job.call)
-            if not self._tell(lambda job=job, result=result: self._deliver(job, result)):  # type: ignore[misc]
+            if not self._tell(partial(job.done, result)):
                 return
             del job, result  # while waiting, hold no tensors of the last call
         self._tell(self._ended.set)
@@ -100,12 +124,6 @@ class TorchThread:
         except trio.RunFinishedError:
             return False
         return True
-
-    def _deliver(self, job: _Job, result: outcome.Outcome[Any]) -> None:
-        self._room.release()
-        if job.task is not None:
-            trio.lowlevel.reschedule(job.task, result)
-            job.task = None
 
     async def _close(self) -> None:
         with self._changed:

@@ -188,7 +188,8 @@ class Generation:
         if self._session is None:
             wanted = len(ids) + self._max_new_tokens
             self._token = trio.lowlevel.current_trio_token()
-            self._session = self._own_session = Session(self._asker, await self._asker.open_ring(wanted))
+            ring = await self._asker.open_ring(wanted)
+            self._session = self._own_session = Session(self._asker, ring, wanted)
         self._opened = True
 
     def _read_prompt(self) -> tuple[list[int], int]:

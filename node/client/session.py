@@ -36,14 +36,18 @@ class Session:
     Made by `Model.session`. One call at a time. A cancelled call leaves the session usable: what it was about to add is
     forgotten.
 
+    Args:
+        tokens: how many the servers were asked to have room for.
+
     Attributes:
         messages: the talk so far, when turns are given one by one (`generate(text, chat=True)`).
         unfed: ids that a generation chose last and that were not sent; they go before whatever is sent next.
     """
 
-    def __init__(self, asker: Asker, ring: Ring) -> None:
+    def __init__(self, asker: Asker, ring: Ring, tokens: int) -> None:
         self._asker = asker
         self._ring = ring
+        self._tokens = tokens
         self.messages: list[Mapping[str, str]] = []
         self.unfed: list[int] = []
         self._kept = Kept()
@@ -210,9 +214,9 @@ class Session:
         try:
             return await self._send(start, end, keep, encoded)
         except ReplayNeeded:
-            # A server's state cannot go back. That ended the session on the servers, but we have all that went in.
+            # A server's state cannot go back, or was given to others. We have all that went in.
             await self.aclose()
-            self._ring = await self._asker.open_ring(max(end, SESSION_PROMISE_TOKENS))
+            self._ring = await self._asker.open_ring(max(end, self._tokens))
             self._furthest = 0
             return await self._send(0, end, keep, None)
 
@@ -248,7 +252,7 @@ async def open_session(asker: Asker, max_tokens: int | None) -> AsyncIterator[Se
             have room. None is a moderate start.
     """
     tokens = min(max_tokens or SESSION_PROMISE_TOKENS, asker.context_tokens)
-    session = Session(asker, await asker.open_ring(tokens))
+    session = Session(asker, await asker.open_ring(tokens), tokens)
     try:
         yield session
     finally:

@@ -1,60 +1,111 @@
-"""Runs steps through a span on the torch thread, one after the other, and measures them. Knows no session."""
+"""The span of a server and all that wants to use it: takes steps, runs them in batches, keeps caches within bounds.
+
+What to run next, and who may hold how much, is decided in `schedule.py` and `cache_budget.py`; `batch.py` computes. One
+batch is under way at a time. Knows no stream.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from weakref import WeakValueDictionary
 
+import outcome
 import torch
+import trio
 from typing_extensions import Buffer
 
-from swarmnode.errors import OutOfMemory
-from swarmnode.models.span import Span, SpanCache
-from swarmnode.node.defaults import PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES
-from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
+from swarmnode.errors import MachineFault, PeerBusy, ReplayNeeded, SwarmnodeError
+from swarmnode.models.span import Span
+from swarmnode.node.defaults import (
+    LOOK_AGAIN_SECONDS,
+    MAX_STEP_WAIT_SECONDS,
+    PREFILL_CHUNK_TOKENS,
+    STEP_BODY_BYTES,
+)
+from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.messages import Step, TensorHeader
 
+from .batch import Computed, Held, Job, run_batch
+from .busy import Busy
+from .cache_budget import CacheBudget, CacheStatistics
 from .rates import Rates
+from .schedule import Activity, Chunk, Pending, Priority, Schedule, segments_of
 
-__all__ = ["Computed", "Engine", "Held"]
+__all__ = ["Computed", "Engine", "Use"]
 
 MEASURED_DECODE_STEPS = 8
 MEASURED_PREFILL_TOKENS = 64
 WIDEST_ELEMENT_BYTES = 4
 
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a session holds here: a part of the span, and its state on it."""
-
-    part: Span
-    cache: SpanCache
+_log = logging.getLogger("swarmnode.engine")
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """A step's result, ready to be sent; and how long it waited and took."""
+class Use:
+    """Who wants to use which blocks, and how far.
 
-    tensor: TensorHeader
-    body: Buffer
-    queue_us: int
-    compute_us: int
+    Attributes:
+        tokens: how far the session is meant to grow. No promise on either side.
+        ended: told why when the engine has to end the session.
+    """
+
+    session: bytes
+    peer: str
+    start: int
+    end: int
+    tokens: int
+    priority: Priority
+    ended: Callable[[SwarmnodeError], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    use: Use
+    held: Held
+    closing: bool = False
 
 
 class Engine:
     """The span of this server, and the thread that may touch it.
 
+    Args:
+        cache_tokens: how many tokens all sessions together may hold, counted as the whole span allocates them.
+        deterministic: whether a session that is alone computes as it would among others, to the last bit.
+        segment_tokens: longest run of tokens that attention takes at once; None: as the client cut them.
+
     Attributes:
-        rates: learnt from every step.
+        rates: learnt from every batch.
     """
 
-    def __init__(self, span: Span, torch_thread: TorchThread) -> None:
+    def __init__(
+        self,
+        span: Span,
+        torch_thread: TorchThread,
+        *,
+        cache_tokens: int,
+        deterministic: bool = False,
+        segment_tokens: int | None = None,
+    ) -> None:
         self.rates = Rates()
         self._span = span
         self._torch_thread = torch_thread
+        self._deterministic = deterministic
+        self._segment_tokens = segment_tokens
+        self._schedule: Schedule[Job] = Schedule()
+        self._budget = CacheBudget(cache_tokens, self._schedule.activity)
+        self._sessions: dict[bytes, _Session] = {}
+        self._parts: WeakValueDictionary[tuple[int, int], Span] = WeakValueDictionary()
+        self._parts[span.start, span.end] = span
+        self._under_way: list[Chunk[Job]] = []
+        self._to_end: list[tuple[bytes, SwarmnodeError]] = []
+        self._stuck = trio.Event()
+        self._first_tokens = self._token_bytes = 0
 
     @property
     def start(self) -> int:
@@ -77,50 +128,19 @@ class Engine:
         """Most tokens of one step, so that its body stays within bounds in any dtype."""
         return max(1, min(PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES // (self.hidden_size * WIDEST_ELEMENT_BYTES)))
 
-    async def open(self, start: int, end: int) -> Held:
-        """An empty cache for blocks `start:end`, which must lie inside the span."""
-        return await self._torch_thread.run(self._open, start, end)
+    @property
+    def cache_tokens_left(self) -> int:
+        """What a new session could hold at once."""
+        return self._budget.left(trio.current_time())
 
-    async def step(
-        self,
-        held: Held,
-        step: Step,
-        body: Buffer,
-        *,
-        keep: int | None,
-        dtype: str,
-        codec: Callable[[TensorHeader], int],
-    ) -> Computed:
-        """Run the next tokens of a session.
-
-        Args:
-            step, body: with the hidden states `[1, tokens, hidden_size]` as they came.
-            keep: how many of the last tokens to return; None for all.
-            dtype: of the result.
-            codec: chooses the result's codec by its dtype and shape; called on the torch thread.
-
-        Raises:
-            ReplayNeeded, ProtocolViolation: as `Span.step`; the latter also when `body` cannot be decoded.
-            OutOfMemory: the device has no room.
-        """
-        asked = time.perf_counter()
-
-        def run() -> Computed:
-            begun = time.perf_counter()
-            with _telling_of_room(step.tensor.tokens):
-                hidden = held.part.step(held.cache, tensor_from_bytes(step.tensor, body), step.position)
-                kept = hidden if keep is None else hidden[:, hidden.shape[1] - keep :]
-                rows, tokens, width = kept.shape
-                header, data = tensor_to_bytes(kept, dtype, codec(TensorHeader(dtype, (rows, tokens, width))))
-            ended = time.perf_counter()
-            self.rates.observe(step.tensor.tokens, ended - begun, self._share(held))
-            return Computed(header, data, _microseconds(begun - asked), _microseconds(ended - begun))
-
-        return await self._torch_thread.run(run)
+    def statistics(self) -> CacheStatistics:
+        """Who holds what, and what has become of sessions."""
+        return self._budget.statistics()
 
     async def measure(self) -> None:
         """Run a few steps of noise, so that the first record can say how quick this server is."""
-        held = await self.open(self.start, self.end)
+        self._token_bytes, self._first_tokens = await self._torch_thread.run(self._learn_costs)
+        held = Held(self._span, await self._torch_thread.run(self._span.open_session))
         shapes = [MEASURED_PREFILL_TOKENS, MEASURED_PREFILL_TOKENS] + [1] * MEASURED_DECODE_STEPS
         position = 0
         for number, tokens in enumerate(shapes):
@@ -130,29 +150,184 @@ class Engine:
             if number not in (0, 2):
                 self.rates.observe(tokens, seconds, 1.0)
 
-    def _open(self, start: int, end: int) -> Held:
-        part = self._span if (start, end) == (self.start, self.end) else self._span.part(start, end)
-        return Held(part, part.open_cache())
+    async def run(self) -> None:
+        """For ever: look again at steps that wait for room, and give up those that wait too long."""
+        while True:
+            await self._stuck.wait()
+            await trio.sleep(LOOK_AGAIN_SECONDS)
+            self._stuck = trio.Event()
+            for session in self._schedule.expired(trio.current_time(), MAX_STEP_WAIT_SECONDS):
+                waited = f"A step waited for {MAX_STEP_WAIT_SECONDS:.0f} seconds, because this server is overloaded."
+                self._end(session, PeerBusy(waited, hint="Try again later, or another server."))
+            self._next()
+
+    def knows(self, session: bytes) -> bool:
+        """Whether this session is open."""
+        return self._budget.knows(session)
+
+    async def open(self, use: Use) -> Busy | None:
+        """Take a new session on blocks inside the span, with an empty cache; or say why not now."""
+        cost = partial(self._cost, (use.end - use.start) / (self.end - self.start))
+        busy = self._budget.open(
+            use.session,
+            use.peer,
+            priority=use.priority,
+            wanted_tokens=use.tokens,
+            cost=cost,
+            now=trio.current_time(),
+        )
+        if busy is None:
+            try:
+                held = await self._torch_thread.run(self._hold, use.start, use.end)
+            except BaseException:
+                self._budget.release(use.session, trio.current_time())
+                raise
+            self._sessions[use.session] = _Session(use, held)
+        return busy
+
+    def submit(
+        self,
+        session: bytes,
+        step: Step,
+        body: Buffer,
+        *,
+        keep: int | None,
+        dtype: str,
+        codec: Callable[[TensorHeader], int],
+        done: Callable[[Computed | SwarmnodeError], None],
+    ) -> Busy | None:
+        """Have a session's next tokens run; see `Job`. Its steps are run in the order in which they are given.
+
+        `done` is called once, unless the session ends before. It may be given `ReplayNeeded` or `ProtocolViolation`, as
+        `Span.check`, the latter also when `body` cannot be decoded; `OutOfMemory`; `MachineFault`.
+        """
+        each = self._sessions[session]
+        job = Job(each.held, step, body, keep, dtype, codec, done)
+        busy = self._schedule.add(
+            Pending(
+                session=session,
+                peer=each.use.peer,
+                position=step.position,
+                segments=segments_of(step.tensor.tokens, self._segment_tokens),
+                priority=each.use.priority,
+                arrived=trio.current_time(),
+                work=job,
+            )
+        )
+        if busy is None:
+            self._next()
+        return busy
+
+    def close(self, session: bytes) -> None:
+        """Forget a session and free its cache, at the latest when the batch that it is in is through."""
+        each = self._sessions[session]
+        self._schedule.cancel(session)
+        if self._schedule.activity(session) is Activity.RUNNING:
+            each.closing = True
+        else:
+            self._release(session)
+            self._next()
+
+    def _next(self) -> None:
+        """Begin the next batch, if none is under way."""
+        while not self._under_way:
+            batch = self._schedule.next_batch(partial(self._has_room, trio.current_time()))
+            ending, self._to_end = self._to_end, []
+            for session, why in ending:
+                self._end(session, why)
+            if batch:
+                self._under_way = batch
+                self._torch_thread.start(partial(run_batch, batch, deterministic=self._deterministic), self._ran)
+            elif not ending:  # else what they held may be enough for others
+                break
+        if not self._under_way and self._schedule.waiting_steps:
+            self._stuck.set()
+
+    def _has_room(self, now: float, chunk: Chunk[Job]) -> bool:
+        session = chunk.step.session
+        reserved = self._budget.reserve(session, chunk.end, now)
+        for other in reserved.evicted:
+            why = "The cache of this session was given to others, because it was used least."
+            self._to_end.append((other, ReplayNeeded(why, hint="Send the session again from position 0.")))
+        if reserved.refused is not None:
+            again = f"Try again in about {reserved.refused.retry_after_seconds:.0f} seconds."
+            self._to_end.append((session, PeerBusy(reserved.refused.reason, hint=again)))
+        return reserved.granted
+
+    def _end(self, session: bytes, why: SwarmnodeError) -> None:
+        """End a session of which nothing runs: its cache is freed at once, its owner told."""
+        each = self._sessions.get(session)
+        self._schedule.cancel(session)
+        if each is not None:
+            each.held.cache = each.held.part.open_session()
+            each.use.ended(why)
+
+    def _ran(self, ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]) -> None:
+        """A batch is through: begin the next, then hand out what this one gave."""
+        batch, self._under_way = self._under_way, []
+        results = self._results(batch, ran)
+        for chunk, result in zip(batch, results, strict=True):
+            session = chunk.step.session
+            if isinstance(result, SwarmnodeError):
+                self._schedule.cancel(session)  # it ends with this
+            self._schedule.done(session)
+            if self._sessions[session].closing:
+                self._release(session)
+        self._next()
+        for chunk, result in zip(batch, results, strict=True):
+            if result is not None and chunk.step.session in self._sessions:
+                chunk.step.work.done(result)
+
+    def _results(
+        self, batch: Sequence[Chunk[Job]], ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]
+    ) -> Sequence[Computed | SwarmnodeError | None]:
+        if isinstance(ran, outcome.Error):
+            _log.error("a batch failed", exc_info=ran.error)
+            fault = MachineFault("The server failed while computing.", hint="Try another server.")
+            return [fault] * len(batch)
+        results = ran.unwrap()
+        self._observe(batch, results)
+        return results
+
+    def _observe(self, batch: Sequence[Chunk[Job]], results: Sequence[Computed | SwarmnodeError | None]) -> None:
+        done = [(chunk, each) for chunk, each in zip(batch, results, strict=True) if isinstance(each, Computed)]
+        if not done:
+            return
+        seconds = max(computed.compute_us for _, computed in done) / 1e6
+        self._schedule.pace.observe(sum(chunk.tokens for chunk in batch), seconds)
+        # What a session that decodes gets of it; how quick prefill is shows only where it has a batch for itself.
+        shown = done if len(batch) == 1 else [each for each in done if each[0].step.tokens == 1][:1]
+        for chunk, _ in shown:
+            part = chunk.step.work.held.part
+            self.rates.observe(chunk.step.tokens, seconds, (part.end - part.start) / (self.end - self.start))
+
+    def _release(self, session: bytes) -> None:
+        del self._sessions[session]
+        self._budget.release(session, trio.current_time())
+
+    def _cost(self, share: float, tokens: int) -> int:
+        """What a session on this share of the span allocates for so many tokens, in tokens of the whole span."""
+        if self._span.ragged and self._token_bytes:
+            tokens = -(-self._span.cache_bytes(tokens) // self._token_bytes)
+        elif tokens:
+            tokens += self._first_tokens
+        return math.ceil(share * tokens)
+
+    def _learn_costs(self) -> tuple[int, int]:
+        """Bytes of a token of the whole span, and tokens' worth of what a session holds from its first token on."""
+        token_bytes = self._span.token_bytes
+        if self._span.ragged or not token_bytes:
+            return token_bytes, 0
+        return token_bytes, -(-(self._span.cache_bytes(1) - token_bytes) // token_bytes)
+
+    def _hold(self, start: int, end: int) -> Held:
+        part = self._parts.get((start, end))
+        if part is None:
+            part = self._parts[start, end] = self._span.part(start, end)
+        return Held(part, part.open_session())
 
     def _timed(self, held: Held, tokens: int, position: int) -> float:
         noise = torch.randn(1, tokens, self.hidden_size, dtype=self._span.dtype, device=self._span.device)
         begun = time.perf_counter()
         tensor_to_bytes(held.part.step(held.cache, noise, position), "float32")  # waits for the device
         return time.perf_counter() - begun
-
-    def _share(self, held: Held) -> float:
-        return (held.part.end - held.part.start) / (self.end - self.start)
-
-
-@contextmanager
-def _telling_of_room(tokens: int) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"The device has no room for {tokens} tokens more.", hint="Try again later, or another server."
-        ) from error
-
-
-def _microseconds(seconds: float) -> int:
-    return max(0, round(seconds * 1e6))

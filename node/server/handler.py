@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import trio
 
@@ -22,9 +21,9 @@ from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
 from swarmnode.protocols.records import ModelId, ServerState
 from swarmnode.protocols.tensors import DTYPE_BYTES, KNOWN_CODECS
 
-from .admission import Admission
 from .busy import Busy
-from .engine import Engine
+from .engine import Engine, Use
+from .schedule import Priority
 from .session import ServerSession
 
 __all__ = ["SessionHandler"]
@@ -47,14 +46,12 @@ class SessionHandler:
         network: Network,
         model: ModelId,
         engine: Engine,
-        admission: Admission,
         compression: Compression = "auto",
     ) -> None:
         self.state: ServerState = "joining"
         self._network = network
         self._model = model
         self._engine = engine
-        self._admission = admission
         self._compression = compression
         self._sessions: dict[bytes, ServerSession] = {}
         self._changed = trio.Event()
@@ -97,32 +94,32 @@ class SessionHandler:
         except SwarmnodeError as error:
             await self._refuse(messages, error)
             return
-        busy = self._admission.admit(asked.session, messages.peer, asked.max_tokens, time.monotonic())
+        session = ServerSession(
+            asked, messages, network=self._network, engine=self._engine, compression=self._compression
+        )
+        use = Use(
+            session=asked.session,
+            peer=messages.peer,
+            start=asked.start,
+            end=asked.end,
+            tokens=asked.max_tokens,
+            priority=Priority.OWN if messages.peer == self._network.peer else Priority.OTHERS,
+            ended=session.end,
+        )
+        busy = await self._engine.open(use)
         if busy is not None:
             await self._refuse(messages, PeerBusy(busy.reason, hint="Try again later, or another server."), busy)
             return
+        self._sessions[asked.session] = session
+        self._tell()
         try:
-            held = await self._engine.open(asked.start, asked.end)
-            session = ServerSession(
-                asked,
-                messages,
-                network=self._network,
-                engine=self._engine,
-                admission=self._admission,
-                held=held,
-                compression=self._compression,
-            )
-            self._sessions[asked.session] = session
-            self._tell()
             _log.debug("session of %s opened on blocks %d:%d", messages.peer, asked.start, asked.end)
-            opened = Opened(
-                asked.session, self._admission.tokens_left, self._engine.max_step_tokens, MAX_IN_FLIGHT_STEPS
-            )
-            messages.post_soon(opened)
+            left, most = self._engine.cache_tokens_left, self._engine.max_step_tokens
+            messages.post_soon(Opened(asked.session, left, most, MAX_IN_FLIGHT_STEPS))
             await session.run()
         finally:
-            self._sessions.pop(asked.session, None)
-            self._admission.release(asked.session, time.monotonic())
+            del self._sessions[asked.session]
+            self._engine.close(asked.session)
             self._tell()
 
     def _check(self, asked: Open) -> None:
@@ -147,7 +144,7 @@ class SessionHandler:
             raise PeerRefused(f"Codec {min(unknown)} is not read here.", hint="Leave it out.")
         if asked.rows != ROWS:
             raise PeerRefused(f"This server runs {ROWS} row in a session, not {asked.rows}.")
-        if self._admission.knows(asked.session):
+        if self._engine.knows(asked.session):
             raise PeerRefused("This session is open already.")
 
     async def _refuse(self, messages: MessageStream, error: SwarmnodeError, busy: Busy | None = None) -> None:

@@ -40,7 +40,6 @@ class SuccessorLink:
         self._give_back = give_back
         self._messages: MessageStream | None = None
         self._recent: deque[tuple[Step, Buffer]] = deque(maxlen=MAX_IN_FLIGHT_STEPS)
-        self._settled = trio.Event()
         self._down = False
 
     @property
@@ -55,22 +54,27 @@ class SuccessorLink:
         except PeerFault as error:
             _log.info("the link to successor %s is down: %s", self._successor.peer, error.message)
         self._down = True
-        self._settled.set()
         while self._recent:
             self._give_back(*self._recent.popleft())
 
-    async def pass_on(self, step: Step, body: Buffer) -> bool:
-        """Send a step to the successor, waiting for the link to stand; False when it is down for good."""
-        await self._settled.wait()
-        if self._down or self._messages is None:
+    def pass_on(self, step: Step, body: Buffer) -> bool:
+        """Send a step to the successor, as soon as the link stands; False when it is down for good."""
+        if self._down:
             return False
         # Kept before it is sent: if the link breaks in between, it is given back with the others.
         self._recent.append((step, body))
+        if self._messages is not None:
+            self._send(self._messages, step, body)
+        return True
+
+    def _send(self, messages: MessageStream, step: Step, body: Buffer) -> None:
         try:
-            await self._messages.post(step, body)
+            sent = messages.post_soon(step, body)
         except PeerLost:
             _log.debug("step %d is given back", step.step)
-        return True
+        else:
+            if not sent:  # it takes nothing, and lives: more steps than can be under way wait for it
+                raise ProtocolViolation(f"Peer {messages.peer} does not read.", peer=messages.peer)
 
     async def _hold(self) -> None:
         stream = await self._network.open_stream(self._successor.peer, SESSION, self._successor.addrs)
@@ -79,7 +83,8 @@ class SuccessorLink:
             await messages.send(Attach(self._successor.session))
             await self._attached(messages)
             self._messages = messages
-            self._settled.set()
+            for step, body in self._recent:
+                self._send(messages, step, body)
             await race(messages.run_writer, lambda: self._listen(messages), lambda: self._watch(messages))
         finally:
             with trio.CancelScope(shield=True):

@@ -20,7 +20,6 @@ from swarmnode.protocols.limits import MAX_ADDRS
 from swarmnode.protocols.records import ModelId, ServerRecord, ServerState, sign_record
 from swarmnode.protocols.tensors import KNOWN_CODECS
 
-from .admission import Admission
 from .engine import Engine
 from .handler import SessionHandler
 
@@ -61,7 +60,6 @@ class Serving:
         self._network = network
         self._directory = directory
         self._torch_thread = torch_thread
-        self._admission = Admission(offer.cache_tokens)
         self._engine: Engine | None = None
         self._handler: SessionHandler | None = None
         self._state: ServerState = "joining"
@@ -73,8 +71,8 @@ class Serving:
 
     @property
     def cache_tokens_left(self) -> int:
-        """Tokens of KV cache promised to nobody."""
-        return self._admission.tokens_left
+        """Tokens that a new session could hold at once."""
+        return self._engine.cache_tokens_left if self._engine is not None else self.offer.cache_tokens
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -97,7 +95,7 @@ class Serving:
             dtype=self.offer.dtype,
             quantisation=QUANTISATION,
             state=self._state,
-            cache_tokens_left=self._admission.tokens_left,
+            cache_tokens_left=self.cache_tokens_left,
             decode_tokens_per_second=decode,
             prefill_tokens_per_second=prefill,
             addrs=tuple(map(without_peer, self._network.addrs))[:MAX_ADDRS],
@@ -109,15 +107,19 @@ class Serving:
 
     async def begin(self, span: Span) -> None:
         """Take sessions on the loaded span, once it has been measured. Returns when others can find it."""
-        engine = self._engine = Engine(span, self._torch_thread)
+        engine = Engine(span, self._torch_thread, cache_tokens=self.offer.cache_tokens)
         await engine.measure()
-        handler = self._handler = SessionHandler(
-            self._network, self.offer.model, engine, self._admission, self.offer.compression
-        )
+        self._engine = engine
+        handler = self._handler = SessionHandler(self._network, self.offer.model, engine, self.offer.compression)
         self._network.handle(SESSION, handler)
         self._state = handler.state = "online"
         self._directory.publish(self.record)
         await self._directory.announced()
+
+    async def run(self) -> None:
+        """Serve for ever what `begin` has begun."""
+        assert self._engine is not None
+        await self._engine.run()
 
     async def leave(self) -> None:
         """Tell clients and the directory, as far as that is quick."""

@@ -1,12 +1,12 @@
-"""One session on a server: takes steps in order, runs them, passes the results on, and ends for one reason."""
+"""One session on a server: takes steps in order, has them run, passes the results on, and ends for one reason."""
 
 from __future__ import annotations
 
 import logging
-import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 
 import trio
 from typing_extensions import Buffer
@@ -37,20 +37,13 @@ from swarmnode.protocols.messages import (
     TensorHeader,
 )
 
-from .admission import Admission
-from .engine import Computed, Engine, Held
+from .busy import Busy
+from .engine import Computed, Engine
 from .link import SuccessorLink
 
 __all__ = ["ServerSession"]
 
 _log = logging.getLogger("swarmnode.server")
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    step: Step
-    body: memoryview
-    peer: str
 
 
 class ServerSession:
@@ -69,20 +62,15 @@ class ServerSession:
         *,
         network: Network,
         engine: Engine,
-        admission: Admission,
-        held: Held,
         compression: Compression,
     ) -> None:
         self.asked = asked
         self._client = client
         self._engine = engine
-        self._admission = admission
-        self._held = held
         self._compression = compression
         self._link = SuccessorLink(network, asked.successor, self._relay) if asked.successor else None
-        self._put, self._steps = trio.open_memory_channel[_Work](MAX_IN_FLIGHT_STEPS)
+        self._under_way: deque[int] = deque()
         self._newest_step = -1
-        self._at_step: int | None = None
         self._stepped_at = trio.current_time()
         self._attached: set[trio.CancelScope] = set()
         self._ending = trio.Event()
@@ -121,7 +109,6 @@ class ServerSession:
     async def _serve(self) -> None:
         tasks: list[Callable[[], Awaitable[object]]] = [
             self._read_client,
-            self._work_off,
             self._watch,
             self._ending.wait,
         ]
@@ -131,7 +118,8 @@ class ServerSession:
         if self._why is not None:
             why = self._why
             with suppress(PeerLost):
-                self._client.post_soon(Break(why.code, why.message, why.hint, self._at_step, why.peer))
+                step = self._under_way[0] if self._under_way else None
+                self._client.post_soon(Break(why.code, why.message, why.hint, step, why.peer))
         # The writer ends the race once all is written; it is given a moment for that.
         self._client.finish()
         await trio.sleep(CLOSE_SECONDS)
@@ -192,55 +180,55 @@ class ServerSession:
             raise ProtocolViolation(
                 f"Peer {peer} sent a step in codec {step.tensor.codec}, which was not agreed on.", peer=peer
             )
-        try:
-            self._put.send_nowait(_Work(step, body, peer))
-        except trio.WouldBlock:
-            raise ProtocolViolation(
-                f"Peer {peer} has more than {MAX_IN_FLIGHT_STEPS} steps under way.", peer=peer
-            ) from None
+        if len(self._under_way) >= MAX_IN_FLIGHT_STEPS:
+            raise ProtocolViolation(f"Peer {peer} has more than {MAX_IN_FLIGHT_STEPS} steps under way.", peer=peer)
         self._newest_step = step.step
         self._stepped_at = trio.current_time()
+        busy = self._engine.submit(
+            self.asked.session,
+            step,
+            body,
+            keep=step.keep if self._link is None else None,
+            dtype=self.asked.dtype,
+            codec=self._codec,
+            done=partial(self._ran, step, peer),
+        )
+        if busy is not None:
+            raise PeerBusy(busy.reason, hint=try_again(busy))
+        self._under_way.append(step.step)
 
-    async def _work_off(self) -> None:
-        async for work in self._steps:
-            step = work.step
-            self._at_step = step.step
-            self._grow(step)
-            try:
-                computed = await self._engine.step(
-                    self._held,
-                    step,
-                    work.body,
-                    keep=step.keep if self._link is None else None,
-                    dtype=self.asked.dtype,
-                    codec=self._codec,
-                )
-            except ProtocolViolation as violation:
-                raise ProtocolViolation(violation.message, hint=violation.hint, peer=work.peer) from None
-            await self._hand_on(step, computed)
+    def _ran(self, step: Step, peer: str, computed: Computed | SwarmnodeError) -> None:
+        """Hand a step's result on. Never waits."""
+        try:
+            if isinstance(computed, ProtocolViolation):
+                raise ProtocolViolation(computed.message, hint=computed.hint, peer=peer)
+            if isinstance(computed, SwarmnodeError):
+                raise computed
+            self._hand_on(step, computed)
+        except SwarmnodeError as error:
+            self.end(error)
+        else:
+            self._under_way.popleft()
 
     def _codec(self, tensor: TensorHeader) -> int:
         """In which codec a result goes on; it may have to go to the client instead, which reads all that it allows."""
         way = self._client.link if self._link is None else self._link.way
         return send_codec(self._compression, tensor, self.asked.codecs, way)
 
-    def _grow(self, step: Step) -> None:
-        tokens = step.position + step.tensor.tokens
-        busy = self._admission.grow(self.asked.session, tokens, time.monotonic())
-        if busy is not None:
-            raise PeerBusy(busy.reason, hint=f"Try again in about {busy.retry_after_seconds:.0f} seconds.")
-
-    async def _hand_on(self, step: Step, computed: Computed) -> None:
+    def _hand_on(self, step: Step, computed: Computed) -> None:
         asked = self.asked
         trace = (*step.trace, HopTrace(asked.start, asked.end, computed.queue_us, computed.compute_us))[:MAX_HOPS]
         if self._link is None:
             position = step.position + step.tensor.tokens - step.keep
-            output = Output(step.step, position, asked.end, computed.tensor, trace)
-            await self._client.post(output, computed.body)
+            self._answer(Output(step.step, position, asked.end, computed.tensor, trace), computed.body)
             return
         forward = Step(step.step, step.position, step.keep, computed.tensor, trace)
-        if not await self._link.pass_on(forward, computed.body):
-            await self._client.post(_for_client(forward, asked.end), computed.body)
+        if not self._link.pass_on(forward, computed.body):
+            self._answer(_for_client(forward, asked.end), computed.body)
+
+    def _answer(self, output: Output, body: Buffer) -> None:
+        if not self._client.post_soon(output, body):  # no honest client leaves so many answers unread
+            raise ProtocolViolation(f"Peer {self._client.peer} does not read.", peer=self._client.peer)
 
     def _relay(self, step: Step, body: Buffer) -> None:
         """Give the client what a broken link may have swallowed."""
@@ -258,6 +246,11 @@ class ServerSession:
                     f"The session did nothing for {SESSION_IDLE_SECONDS / 60:.0f} minutes, so its cache was given up.",
                     hint="Open a new session.",
                 )
+
+
+def try_again(busy: Busy) -> str:
+    """The hint that goes with being busy."""
+    return f"Try again in about {busy.retry_after_seconds:.0f} seconds."
 
 
 def _for_client(step: Step, next_block: int) -> Output:

@@ -9,8 +9,8 @@ import torch
 import trio
 
 from swarmnode.models.checkpoint import Checkpoint
+from swarmnode.models.span import Piece
 from swarmnode.node.net.memory import MemoryNet, MemoryNetwork
-from swarmnode.node.server.admission import Admission
 from swarmnode.node.server.engine import Engine
 from swarmnode.node.server.handler import SessionHandler
 from swarmnode.node.streams import MessageStream
@@ -26,10 +26,9 @@ ANSWER_SECONDS = 30
 class Server:
     """One server: its place in the network, its handler, its span for comparison."""
 
-    def __init__(self, network: MemoryNetwork, handler: SessionHandler, admission: Admission, engine: Engine) -> None:
+    def __init__(self, network: MemoryNetwork, handler: SessionHandler, engine: Engine) -> None:
         self.network = network
         self.handler = handler
-        self.admission = admission
         self.engine = engine
 
     @property
@@ -39,7 +38,7 @@ class Server:
     async def idle(self, poll_seconds: float = 0.001) -> None:
         """Wait until no session is left."""
         with trio.fail_after(ANSWER_SECONDS):
-            while self.handler.sessions or self.admission.sessions:  # noqa: ASYNC110 - what is awaited is its end
+            while self.handler.sessions or self.engine.statistics().sessions:  # noqa: ASYNC110 - what is awaited is its end
                 await trio.sleep(poll_seconds)
 
 
@@ -91,14 +90,14 @@ class Pond:
         self._peers += 1
         return self.net.network(self._peers)
 
-    def serve(self, start: int, end: int, *, cache_tokens: int = 1000) -> Server:
+    def serve(self, start: int, end: int, *, cache_tokens: int = 1000, deterministic: bool = False) -> Server:
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
         network = self.network()
-        engine, admission = Engine(span, self.torch_thread), Admission(cache_tokens)
-        handler = SessionHandler(network, self.model, engine, admission)
+        engine = Engine(span, self.torch_thread, cache_tokens=cache_tokens, deterministic=deterministic)
+        handler = SessionHandler(network, self.model, engine)
         handler.state = "online"
         network.handle(SESSION, handler)
-        return Server(network, handler, admission, engine)
+        return Server(network, handler, engine)
 
     def open_message(self, first: int, last: int, **changes: Any) -> Open:
         asked = Open(
@@ -132,3 +131,9 @@ class Pond:
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
         cache = span.open_cache()
         return [span.step(cache, hidden, cache.position) for hidden in steps]
+
+    def run_deterministically(self, start: int, end: int, *steps: torch.Tensor) -> list[torch.Tensor]:
+        """The same in the arithmetic of sessions that share passes."""
+        span = self.checkpoint.load_span(start, end, dtype=torch.float32)
+        cache = span.open_session()
+        return [span.run([Piece(cache, hidden, cache.position)], deterministic=True)[0] for hidden in steps]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import (
@@ -21,6 +22,7 @@ from swarmnode.errors import (
     PeerLost,
 )
 from swarmnode.node.background import open_background
+from swarmnode.node.defaults import EVICTABLE_SECONDS
 from swarmnode.node.library import open_node
 from swarmnode.node.net.memory import open_memory_net
 from swarmnode.testing import make_tiny_model, open_memory_swarm
@@ -111,14 +113,34 @@ async def test_a_cancelled_step_leaves_the_session_usable(llama: Tiny) -> None:
 
 
 async def test_a_full_server_is_busy_and_another_is_taken(llama: Tiny) -> None:
-    async with asked(llama.folder, [2], replicas=2, cache_tokens=60) as (swarm, model):
+    async with asked(llama.folder, [2], replicas=2, cache_tokens=64) as (swarm, model):
         prompt = [7] * 20
         async with model.generate(prompt, max_new_tokens=30) as one, model.generate(prompt, max_new_tokens=30) as two:
-            first, second = await one.open(), await two.open()
+            first = await one.open()
+            await anext(one)  # a session holds what it has used
+            second = await two.open()
+            await anext(two)
             assert not set(first.peers) & set(second.peers)
             with pytest.raises(PeerBusy) as caught:
                 await model.generate(prompt, max_new_tokens=30).open()
-            assert "The cache has room for 10 of 60 tokens; 50 are wanted." in caught.value.message
+            assert caught.value.message.endswith("The cache is full.")
+        await freed(swarm)
+
+
+async def test_an_idle_session_gives_way_and_goes_on_by_replay(llama: Tiny, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1.0
+    async with asked(llama.folder, [2], cache_tokens=64) as (swarm, model):
+        prompt = [7] * 20
+        async with model.generate(prompt, max_new_tokens=12) as idle:
+            for _ in range(3):
+                await anext(idle)
+            mock_clock.jump(EVICTABLE_SECONDS)
+            other = model.generate([9] * 20, max_new_tokens=4)
+            await read(other)
+            assert other.ids == llama.greedy([9] * 20, 4)
+            async for _ in idle:
+                pass
+            assert idle.ids == llama.greedy(prompt, 12)
         await freed(swarm)
 
 

@@ -113,7 +113,7 @@ async def served(pond: Pond, server: Server) -> None:
     assert torch.equal((await talk.output())[1], pond.run(0, 4, hidden)[0])
     await talk.close()
     await server.idle()
-    assert server.admission.tokens_left == server.admission.cache_tokens
+    assert server.engine.cache_tokens_left == 1000
 
 
 @pytest.fixture(scope="module")

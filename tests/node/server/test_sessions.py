@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import torch
 import trio
+import trio.testing
+from trio.testing import MockClock
 
 from support.pond import Pond
 from swarmnode.errors import PeerLost
-from swarmnode.node.defaults import MAX_IN_FLIGHT_STEPS
+from swarmnode.node.defaults import EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS
 from swarmnode.node.tensors import tensor_to_bytes
+from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.messages import (
     Attach,
     Attached,
@@ -28,6 +32,21 @@ from swarmnode.protocols.messages import (
 )
 from swarmnode.protocols.records import ModelId
 from swarmnode.protocols.tensors import CODEC_H8, CODEC_LOSSLESS, CODEC_RAW
+
+
+@asynccontextmanager
+async def held(thread: TorchThread) -> AsyncIterator[trio.Event]:
+    """The torch thread does nothing else until the event is set."""
+    token, begun, gate = trio.lowlevel.current_trio_token(), trio.Event(), trio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await gate.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(thread.run, lambda: trio.from_thread.run(wait, trio_token=token))
+        await begun.wait()
+        yield gate
 
 
 async def test_steps_give_what_the_blocks_give(pond: Pond) -> None:
@@ -56,7 +75,7 @@ async def test_steps_give_what_the_blocks_give(pond: Pond) -> None:
     assert torch.equal((await talk.output())[1], expected[1])
     await talk.say(Close())
     await server.idle()
-    assert server.admission.tokens_left == 1000
+    assert server.engine.cache_tokens_left == 1000
 
 
 async def test_a_part_of_the_span_can_be_opened(pond: Pond) -> None:
@@ -76,7 +95,7 @@ async def test_a_part_of_the_span_can_be_opened(pond: Pond) -> None:
         ({"dtype": "int7"}, "peer-refused", "Hidden states cannot be sent here as int7."),
         ({"codecs": (0, 99)}, "peer-refused", "Codec 99 is not read here."),
         ({"rows": 2}, "peer-refused", "This server runs 1 row in a session, not 2."),
-        ({"max_tokens": 1001}, "peer-busy", "The cache has room for 1000 of 1000 tokens; 1001 are wanted."),
+        ({"max_tokens": 1001}, "peer-busy", "The whole cache of this server has no room for 1001 tokens."),
     ],
 )
 async def test_refusals_say_why(pond: Pond, changes: dict[str, Any], code: str, message: str) -> None:
@@ -127,14 +146,7 @@ async def test_a_session_id_is_used_once(pond: Pond) -> None:
 async def test_pings_are_answered_while_steps_are_computed(pond: Pond) -> None:
     server = pond.serve(0, 4)
     talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
-    gate = trio.Event()
-    token = trio.lowlevel.current_trio_token()
-
-    def hold_the_thread() -> None:
-        trio.from_thread.run(gate.wait, trio_token=token)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pond.torch_thread.run, hold_the_thread)
+    async with held(pond.torch_thread) as gate:
         await talk.step(0, pond.hidden(2), 0)
         await talk.say(Ping(99))
         assert await talk.hear() == Pong(99)
@@ -154,7 +166,7 @@ async def test_what_the_client_breaks_off_is_freed(pond: Pond) -> None:
         else:
             await talk.messages._stream.send_eof()
         await server.idle()
-        assert server.admission.tokens_left == 1000
+        assert server.engine.cache_tokens_left == 1000
 
 
 @pytest.mark.parametrize(
@@ -197,10 +209,7 @@ async def test_a_codec_that_was_not_agreed_on_breaks_the_session(pond: Pond) -> 
 async def test_more_steps_than_agreed_break_the_session(pond: Pond) -> None:
     server = pond.serve(0, 4)
     talk = await pond.opened(pond.network(), server, pond.open_message(0, 4))
-    gate = trio.Event()
-    token = trio.lowlevel.current_trio_token()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pond.torch_thread.run, lambda: trio.from_thread.run(gate.wait, trio_token=token))
+    async with held(pond.torch_thread) as gate:
         for number in range(MAX_IN_FLIGHT_STEPS + 2):
             await talk.step(number, pond.hidden(1), number)
         answer = await talk.hear()
@@ -215,14 +224,69 @@ async def test_a_session_grows_while_there_is_room(pond: Pond) -> None:
     talk = await pond.opened(pond.network(), server, pond.open_message(0, 4, max_tokens=10))
     await talk.step(0, pond.hidden(100), 0, keep=1)
     await talk.output()
-    assert server.admission.tokens_left == 300 - 10 - 256
+    assert server.engine.cache_tokens_left == 300 - 100
     await talk.step(1, pond.hidden(250), 100, keep=1)
     answer = await talk.hear()
     assert isinstance(answer, Break)
     assert (answer.code, answer.step) == ("peer-busy", 1)
-    assert answer.message == "The session wants to hold 350 tokens and the cache is full."
+    assert answer.message == "The whole cache of this server has no room for 350 tokens."
     await server.idle()
-    assert server.admission.tokens_left == 300
+    assert server.engine.cache_tokens_left == 300
+
+
+async def test_an_idle_session_gives_its_cache_to_one_that_needs_it(pond: Pond, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1.0
+    server = pond.serve(0, 4, cache_tokens=100)
+    idle = await pond.opened(pond.network(), server, pond.open_message(0, 4, session=b"1" * 16))
+    await idle.step(0, pond.hidden(60), 0, keep=1)
+    await idle.output()
+    asked = pond.open_message(0, 4, session=b"2" * 16, max_tokens=80)
+    active = await pond.opened(pond.network(), server, asked)
+    mock_clock.jump(EVICTABLE_SECONDS)
+    await active.step(0, pond.hidden(80), 0, keep=1)
+    assert torch.equal((await active.output())[1], pond.run(0, 4, pond.hidden(80))[0][:, -1:])
+    answer = await idle.hear()
+    assert isinstance(answer, Break)
+    assert (answer.code, answer.message.split(",")[0]) == (
+        "replay-needed",
+        "The cache of this session was given to others",
+    )
+    assert server.engine.statistics().evicted_idle == 1
+
+
+async def test_steps_of_many_sessions_share_passes_and_give_what_each_gives_alone(pond: Pond) -> None:
+    server = pond.serve(0, 4, deterministic=True)
+    talks = [
+        await pond.opened(pond.network(), server, pond.open_message(first, 4, session=bytes([number]) * 16))
+        for number, first in enumerate((0, 0, 0, 1, 1))
+    ]
+    prompts = [pond.hidden(3 + 5 * number, seed=number) for number in range(len(talks))]
+    tokens = [pond.hidden(1, seed=10 + number) for number in range(len(talks))]
+    async with held(pond.torch_thread) as gate:
+        for talk, prompt, token in zip(talks, prompts, tokens, strict=True):
+            await talk.step(0, prompt, 0, keep=2)
+            await talk.step(1, token, prompt.shape[1])
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    for talk, prompt, token, first in zip(talks, prompts, tokens, (0, 0, 0, 1, 1), strict=True):
+        alone = pond.run_deterministically(first, 4, prompt, token)
+        assert torch.equal((await talk.output())[1], alone[0][:, -2:])
+        assert torch.equal((await talk.output())[1], alone[1])
+
+
+async def test_a_broken_step_is_nobody_elses_loss(pond: Pond) -> None:
+    server = pond.serve(0, 4)
+    good = await pond.opened(pond.network(), server, pond.open_message(0, 4, session=b"1" * 16))
+    bad = await pond.opened(pond.network(), server, pond.open_message(0, 4, session=b"2" * 16))
+    async with held(pond.torch_thread) as gate:
+        await bad.step(0, pond.hidden(3), 7)  # beyond what it holds
+        await good.step(0, pond.hidden(3), 0)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    answer = await bad.hear()
+    assert isinstance(answer, Break)
+    assert answer.code == "protocol-violation"
+    assert torch.equal((await good.output())[1], pond.run(0, 4, pond.hidden(3))[0])
 
 
 async def test_two_servers_pass_steps_on(pond: Pond) -> None:
