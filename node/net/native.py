@@ -107,11 +107,10 @@ class NativeMuxer:
     @property
     def link(self) -> Link:
         """What is known of the way to the other end."""
-        near = self.remote_address is not None and self.remote_address[0] in ("127.0.0.1", "::1")
         round_trip, _, _, window_bytes, *_ = self._connection.stats()
         # A window's worth in each round trip is the most that goes now; whether the link carries more, nobody knows.
         at_most = 8 * window_bytes / round_trip if round_trip > 0 and window_bytes else None
-        return Link(near=near, at_most_bits_per_second=at_most, round_trip_seconds=round_trip or None)
+        return Link(near=self._connection.near, at_most_bits_per_second=at_most, round_trip_seconds=round_trip or None)
 
     async def run(self) -> None:
         """Wait for the end."""

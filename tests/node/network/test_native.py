@@ -20,6 +20,7 @@ from support.loopback import CARRIERS_AND_FAMILIES, QUIC
 from support.muxers import pair
 from swarmnode.errors import PeerLost, ProtocolViolation
 from swarmnode.node.identity import create_identity
+from swarmnode.node.net.addresses import listen_socket, listening_addrs
 from swarmnode.node.net.lost import WireLost
 from swarmnode.node.net.native import NativeStream
 from swarmnode.node.net.transport import Transport
@@ -280,6 +281,17 @@ async def test_stats_pings_and_exporters() -> None:
         assert both.here.link.near
         assert both.here.exporter(b"label", b"", 32) == both.there.exporter(b"label", b"", 32)
         assert both.here.exporter(b"label", b"", 32) != both.here.exporter(b"label", b"more", 32)
+
+
+async def test_both_ends_on_one_machine_are_near_whatever_address_was_dialled(listen: str) -> None:
+    everywhere = listen.replace("/127.0.0.1/", "/0.0.0.0/").replace("/::1/", "/::/")
+    with listen_socket(everywhere) as probe:
+        if any(loopback in listening_addrs(probe)[0] for loopback in ("/127.", "/::1/")):
+            pytest.skip("this machine has no such address but loopback")
+    async with pair(everywhere) as both:
+        await both.streams()
+        assert both.here.link.near
+        assert both.there.link.near
 
 
 async def line(output: trio.abc.ReceiveStream) -> str:

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use libp2p_identity::PeerId;
 use quinn::VarInt;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ pub struct Connection {
 struct Shared {
     peer: PeerId,
     opened_by_us: bool,
+    near: bool,
     counts: Arc<Counts>,
     pings: Mutex<Pings>,
 }
@@ -48,7 +49,9 @@ struct Pings {
 impl Connection {
     /// A proved connection, watched from now on: must be called inside of the runtime.
     pub(crate) fn new(inner: quinn::Connection, peer: PeerId, opened_by_us: bool, seat: Seat) -> Self {
-        let shared = Arc::new(Shared { peer, opened_by_us, counts: Arc::default(), pings: Mutex::default() });
+        let near = is_near(&inner);
+        let shared =
+            Arc::new(Shared { peer, opened_by_us, near, counts: Arc::default(), pings: Mutex::default() });
         tokio::spawn(watch(inner.clone(), Arc::clone(&shared), seat));
         Self { inner, shared }
     }
@@ -66,8 +69,7 @@ impl Connection {
     }
 
     pub(crate) fn near(&self) -> bool {
-        let remote = self.inner.remote_address().ip().to_canonical();
-        remote.is_loopback() || self.inner.local_ip().is_some_and(|local| local.to_canonical() == remote)
+        self.shared.near
     }
 
     pub(crate) fn open(&self) -> Pending<muxed::Stream> {
@@ -152,6 +154,23 @@ impl Connection {
             mtu: stats.path.current_mtu,
         }
     }
+}
+
+/// Whether the other end is on this machine.
+fn is_near(connection: &quinn::Connection) -> bool {
+    let there = connection.remote_address();
+    let remote = there.ip().to_canonical();
+    let local = || connection.local_ip().or_else(|| source_for(SocketAddr::new(remote, there.port())));
+    remote.is_loopback() || local().is_some_and(|local| local.to_canonical() == remote)
+}
+
+/// The address of ours from which the system reaches another. quinn tells it only to who was dialled. Nothing is sent.
+fn source_for(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr =
+        if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 fn datagram(kind: u8, nonce: u64) -> Bytes {
