@@ -2,26 +2,29 @@
 
 Protocol `/swarmnode/moving/1`: the opener sends a token and the name of the protocol meant; from there on the stream is
 as if opened for that. When a direct connection stands, the opener opens a stream of this protocol there and sends the
-token with an empty name; the other side says yes with one byte. Each side then ends its direction of the old stream and
-sends on over the new one, and who reads to the old stream's end reads on there. So no byte is lost, doubled or
-overtaken, and nothing of what flows has to be understood. Knows no libp2p.
+token with an empty name; the other side says yes with one byte. Each side then ends its direction of the old stream,
+behind the message that it is sending, and sends on over the new one, and who reads to the old stream's end reads on
+there. So nothing is lost, doubled, cut or overtaken, and nothing of what flows has to be understood. Knows no libp2p.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
+from typing_extensions import Buffer
 
 from swarmnode.errors import PeerFault, PeerLost, PeerRefused, ProtocolViolation
 from swarmnode.node.links import Link
 
 from .answer import answer
-from .network import Stream, StreamHandler
+from .network import EagerMessages, Stream, StreamHandler
 
-__all__ = ["MOVING", "Movers", "MovingStream"]
+__all__ = ["MOVING", "Movers", "MovingMessages", "MovingStream"]
 
 MOVING = "/swarmnode/moving/1"
 TOKEN_BYTES = 16
@@ -29,24 +32,36 @@ GREET_SECONDS = 10.0
 """A stream that has not said by then what it is for is dropped."""
 MOVE_SECONDS = 5.0
 """The other side has agreed to a move by then, or the stream stays where it is."""
+ARRIVE_SECONDS = 2.0
+"""A move is asked for over another connection than the stream began on, and may overtake its beginning by so much."""
 _YES = b"\x01"
 
 _log = logging.getLogger("swarmnode.nat")
 
 
-class MovingStream:
+class WholeStream(Stream, EagerMessages, Protocol):
+    """A stream that carries bytes and whole messages."""
+
+
+_S = TypeVar("_S", bound=Stream)
+
+
+class MovingStream(Generic[_S]):
     """One stream to its owner, underneath first one and then another; a `Stream`."""
 
-    def __init__(self, stream: Stream, token: bytes, forget: Callable[[MovingStream], None]) -> None:
+    def __init__(self, stream: _S, token: bytes, forget: Callable[[MovingStream[_S]], None]) -> None:
         self.token = token
         self.over = trio.Event()
         self._peer = stream.peer
         self._forget = forget
-        self._writer = self._reader = stream
-        self._next: Stream | None = None
+        self._first = self._writer = self._reader = stream
+        self._next: _S | None = None
         self._settled: trio.Event | None = None
         self._finished = False
-        self._sending = trio.Lock()
+        self._sending = False
+        self._switched = trio.Event()
+        self._ends = stream  # whose end is to be said once the writer has been switched
+        self._left = False  # it has been said
 
     @property
     def peer(self) -> str:
@@ -62,7 +77,7 @@ class MovingStream:
         return self._settled is not None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        async with self._sending:
+        with self._sends():
             await self._writer.send_all(data)
 
     async def receive_some(self, max_bytes: int) -> bytes:
@@ -72,7 +87,7 @@ class MovingStream:
         return data
 
     async def send_eof(self) -> None:
-        async with self._sending:
+        with self._sends():
             self._finished = True
             await self._writer.send_eof()
 
@@ -92,21 +107,42 @@ class MovingStream:
         """A move is asked for: an end of the old stream is not the end until it is settled."""
         self._settled = trio.Event()
 
-    async def settle(self, stream: Stream | None) -> None:
+    async def settle(self, stream: _S | None) -> None:
         """Go on over another stream, or, with None, stay. Raises `PeerLost`."""
         assert self._settled is not None, "prepared first"
         self._next = stream
         self._settled.set()
         if stream is None:
+            self._settled = None
             return
-        async with self._sending:  # never in the midst of what the owner sends
-            old, self._writer = self._writer, stream
-            if self._finished:
-                await stream.send_eof()
-            else:
-                await old.send_eof()
+        if self.over.is_set():  # its owner was done with it meanwhile
+            await stream.reset()
+            return
+        if not self._sending:
+            self._switch(stream)
+        await self._switched.wait()
+        if self.over.is_set():  # and with it both streams
+            return
+        await self._ends.send_eof()
+        self._left = True
         if self._reader is stream:
-            await old.aclose()
+            await self._first.aclose()
+
+    @contextmanager
+    def _sends(self) -> Iterator[None]:
+        """The owner sends in this block: the writer is switched behind it, never in its midst."""
+        self._sending = True
+        try:
+            yield
+        finally:
+            self._sending = False
+            if self._next is not None and self._writer is not self._next:
+                self._switch(self._next)
+
+    def _switch(self, stream: _S) -> None:
+        self._writer = stream
+        self._ends = stream if self._finished else self._first
+        self._switched.set()
 
     async def _turn(self) -> bool:
         """At the end of what comes: whether it was the old stream's end only."""
@@ -114,17 +150,44 @@ class MovingStream:
             await self._settled.wait()
         if self._next is None or self._reader is self._next:
             return False
-        old, self._reader = self._reader, self._next
-        if self._writer is not old:
-            await old.aclose()
+        self._reader = self._next
+        if self._left:
+            await self._first.aclose()
         return True
 
-    def _streams(self) -> list[Stream]:
-        return list({id(each): each for each in (self._reader, self._writer, self._next or self._writer)}.values())
+    def _streams(self) -> list[_S]:
+        return [self._first] if self._next is None else [self._first, self._next]
 
     def _end(self) -> None:
         self.over.set()
+        self._switched.set()  # nobody will end what is half out
         self._forget(self)
+
+
+class MovingMessages(MovingStream[WholeStream]):
+    """The same over streams that carry whole messages; it moves between two of them."""
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that have come and gone over either stream so far."""
+        return self._first.moved_bytes + (self._next.moved_bytes if self._next is not None else 0)
+
+    def begin_message(self, header: bytes, body: Buffer = b"") -> bool:
+        """As `EagerMessages.begin_message`."""
+        self._sending = not self._writer.begin_message(header, body)  # `send_message` ends it on the same stream
+        return not self._sending
+
+    async def send_message(self, header: bytes, body: Buffer = b"") -> None:
+        """As `WholeMessages.send_message`."""
+        with self._sends():
+            await self._writer.send_message(header, body)
+
+    async def receive_message(self, max_body_bytes: int) -> tuple[bytes, memoryview] | None:
+        """As `WholeMessages.receive_message`."""
+        message = await self._reader.receive_message(max_body_bytes)
+        while message is None and await self._turn():
+            message = await self._reader.receive_message(max_body_bytes)
+        return message
 
 
 class Movers:
@@ -136,13 +199,14 @@ class Movers:
 
     def __init__(self, handler_of: Callable[[str], StreamHandler | None]) -> None:
         self._handler_of = handler_of
-        self._ours: dict[str, set[MovingStream]] = {}
-        self._theirs: dict[tuple[str, bytes], MovingStream] = {}
+        self._ours: dict[str, set[MovingStream[Any]]] = {}
+        self._theirs: dict[tuple[str, bytes], MovingStream[Any]] = {}
+        self._arrived = trio.Event()
 
-    async def begin(self, stream: Stream, protocol: str) -> MovingStream:
+    async def begin(self, stream: Stream, protocol: str) -> MovingStream[Any]:
         """What a fresh stream of `MOVING` to a peer becomes. Raises `PeerLost`."""
         name = protocol.encode()
-        moving = MovingStream(stream, secrets.token_bytes(TOKEN_BYTES), self._forget_ours)
+        moving = _moving(stream, secrets.token_bytes(TOKEN_BYTES), self._forget_ours)
         self._ours.setdefault(stream.peer, set()).add(moving)
         try:
             await stream.send_all(moving.token + bytes([len(name)]) + name)
@@ -158,7 +222,9 @@ class Movers:
             open_direct: a fresh stream of `MOVING` to the peer over a direct connection. Raises `PeerFault`.
         """
         went = 0
-        for moving in [each for each in self._ours.get(peer, ()) if not each.moved]:
+
+        async def bring(moving: MovingStream[Any]) -> None:
+            nonlocal went
             moving.prepare()
             agreed: Stream | None = None
             try:
@@ -171,6 +237,10 @@ class Movers:
             except PeerFault as fault:
                 _log.debug("a stream to %s was lost while it moved: %s", peer, fault.message)
             went += agreed is not None
+
+        async with trio.open_nursery() as nursery:  # one that is in the midst of a long message holds up no other
+            for moving in [each for each in self._ours.get(peer, ()) if not each.moved]:
+                nursery.start_soon(bring, moving)
         return went
 
     async def answer(self, stream: Stream) -> None:
@@ -194,14 +264,20 @@ class Movers:
         key = (stream.peer, token)
         if key in self._theirs:
             raise ProtocolViolation(f"{stream.peer} uses a token twice.", peer=stream.peer)
-        moving = self._theirs[key] = MovingStream(stream, token, self._forget_theirs)
+        moving = self._theirs[key] = _moving(stream, token, self._forget_theirs)
+        self._arrived.set()
+        self._arrived = trio.Event()
         try:
             await answer(protocol, handler, moving)
         finally:
             self._forget_theirs(moving)
 
     async def _take_over(self, stream: Stream, token: bytes) -> None:
-        moving = self._theirs.get((stream.peer, token))
+        key = (stream.peer, token)
+        with trio.move_on_after(ARRIVE_SECONDS):
+            while key not in self._theirs:
+                await self._arrived.wait()
+        moving = self._theirs.get(key)
         if moving is None or moving.moved:
             raise PeerRefused(f"{stream.peer} wants to move a stream that is not there.", peer=stream.peer)
         moving.prepare()
@@ -209,14 +285,20 @@ class Movers:
         await moving.settle(stream)
         await moving.over.wait()
 
-    def _forget_ours(self, moving: MovingStream) -> None:
+    def _forget_ours(self, moving: MovingStream[Any]) -> None:
         streams = self._ours.get(moving.peer, set())
         streams.discard(moving)
         if not streams:
             self._ours.pop(moving.peer, None)
 
-    def _forget_theirs(self, moving: MovingStream) -> None:
+    def _forget_theirs(self, moving: MovingStream[Any]) -> None:
         self._theirs.pop((moving.peer, moving.token), None)
+
+
+def _moving(stream: Stream, token: bytes, forget: Callable[[MovingStream[Any]], None]) -> MovingStream[Any]:
+    """What fits the streams of a network, which are all of one kind."""
+    kind: type[MovingStream[Any]] = MovingMessages if isinstance(stream, EagerMessages) else MovingStream
+    return kind(stream, token, forget)
 
 
 async def _agree(token: bytes, stream: Stream) -> Stream | None:

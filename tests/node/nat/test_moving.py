@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from swarmnode.errors import PeerFault, PeerLost, PeerRefused
-from swarmnode.node.net.moving import Movers
+from swarmnode.node.net.moving import ARRIVE_SECONDS, Movers
 from swarmnode.node.net.network import Stream
 from swarmnode.node.net.pipe import open_pipe
 
@@ -25,8 +25,8 @@ class Pair:
         self.b = Movers(lambda name: echo if name == ECHO else None)
         self.pipes: list[tuple[Stream, Stream]] = []
 
-    async def connect(self) -> Stream:
-        here, there = open_pipe("a", "b", delay_seconds=lambda: 0.01)
+    async def connect(self, delay_seconds: float = 0.01) -> Stream:
+        here, there = open_pipe("a", "b", delay_seconds=lambda: delay_seconds)
         self.pipes.append((here, there))
         self.nursery.start_soon(self._answer, there)
         return here
@@ -107,6 +107,21 @@ async def test_a_quiet_stream_moves_and_the_old_one_may_die(autojump_clock: trio
             await stream.send_all(b"after")
         assert reading == [b"after"]
         await stream.aclose()
+
+
+async def test_the_direct_way_may_overtake_the_streams_beginning(autojump_clock: trio.abc.Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pair = Pair(nursery)
+        stream = await pair.a.begin(await pair.connect(0.9 * ARRIVE_SECONDS), ECHO)
+        assert await pair.a.move("b", pair.connect) == 1
+        await stream.send_all(b"directly")
+        assert await receive(stream, 8) == b"directly"
+        await stream.aclose()
+        late = await pair.a.begin(await pair.connect(1.1 * ARRIVE_SECONDS), ECHO)
+        assert await pair.a.move("b", pair.connect) == 0
+        await late.send_all(b"through the relay")
+        assert await receive(late, 17) == b"through the relay"
+        await late.aclose()
 
 
 async def test_a_stream_stays_where_the_new_way_does_not_open(autojump_clock: trio.abc.Clock) -> None:
