@@ -9,11 +9,14 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 import trio
 
+from support.circuits import circuits_end
 from support.hearing import hearing
 from swarmnode.errors import PeerLost, PeerRefused, PeerUnreachable
 from swarmnode.node.identity import create_identity
+from swarmnode.node.net import reaching
 from swarmnode.node.net.gate import Gate
 from swarmnode.node.net.host import open_host
+from swarmnode.node.net.moving import MovingStream
 from swarmnode.node.net.nat.messages import HOP, STOP, Connect, Reserved, receive_hop, receive_stop, send_hop, send_stop
 from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.net.reaching import ReachingNetwork
@@ -90,24 +93,32 @@ async def test_one_joins_through_a_relayed_address() -> None:
         assert await ask(client, server.peer, b"hello") == b"hello"
 
 
-async def test_a_session_moves_to_the_direct_connection_and_the_circuit_ends() -> None:
+async def test_a_session_moves_to_the_direct_connection_and_the_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaching, "LINGER_SECONDS", 0.1)
     async with three() as (relay, server, client):
         await client.connect(server.addrs[0])
+        ledger = relay.keeper.relay.ledger
+        ended = circuits_end(ledger, monkeypatch)
         stream = await client.open_stream(server.peer, SESSION)
         await stream.send_all(b"through the relay")
         assert await stream.receive_some(100) == b"through the relay"
+        assert isinstance(stream, MovingStream)
+        assert (stream.moved, ledger.circuits) == (False, 1)
         await server.dial(client.peer, client.listens[0])
-        await client.direct(server.peer)
-        carried = -1
-        with trio.fail_after(10):
-            while carried != relay.keeper.relay.carried_bytes:
-                carried = relay.keeper.relay.carried_bytes
-                for _ in range(5):
-                    await stream.send_all(b"directly")
-                    answer = b""
-                    while len(answer) < 8:
-                        answer += await stream.receive_some(100)
-                    assert answer == b"directly"
+        with trio.fail_after(HANG_SECONDS):
+            # What is sent over the old stream until the move is agreed on comes back, too.
+            for number in range(100):
+                question = b"%4d" % number
+                await stream.send_all(question)
+                answer = b""
+                while len(answer) < len(question):
+                    answer += await stream.receive_some(100)
+                assert answer == question
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.receive_some, 100)  # who reads meets the old stream's end
+                await ended.wait()
+                assert (stream.moved, ledger.circuits) == (True, 0)
+                await stream.send_all(b"directly")
         await stream.aclose()
 
 
