@@ -17,7 +17,7 @@ from swarmnode.node.client import ring
 from swarmnode.node.library import Model
 from swarmnode.node.links import Link
 from swarmnode.node.net.pipe import PipeStream
-from swarmnode.node.server import engine, serving
+from swarmnode.node.server import batch, engine, serving
 from swarmnode.protocols.tensors import (
     CODEC_E4M3,
     CODEC_H4,
@@ -48,7 +48,7 @@ def travelled(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
     monkeypatch.setattr(ring, "tensor_to_bytes", counted)
     monkeypatch.setattr(engine.Engine, "measure", _no_measure)
-    monkeypatch.setattr(engine, "tensor_to_bytes", counted)
+    monkeypatch.setattr(batch, "tensor_to_bytes", counted)
     return counts
 
 
