@@ -68,6 +68,7 @@ class Settings:
         SWARM_COMMANDS, "key file, created when missing; who only asks gets a fresh key each time", metavar="FILE"
     )
     no_mdns: bool = switch(SWARM_COMMANDS, "do not look for peers on the local network")
+    no_relay: bool = switch(("bootstrap",), "do not let peers that cannot be dialled be reached through this node")
     verb: str | None = one_of(("swarm-key",), "new makes a key", ("new",))
     swarm_key: Path | None = file(  # noqa: RUF009 - makes a dataclass field
         (*SWARM_COMMANDS, "swarm-key"),

@@ -1,4 +1,4 @@
-"""`swarmnode bootstrap`: a peer at a lasting address that others find the swarm through, and relay. Holds no blocks."""
+"""`swarmnode bootstrap`: a peer at a lasting address that others find the swarm through; it relays. Holds no blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def run(call: Call) -> None:
     async def stand() -> None:
         # Not the key that a server on the same machine takes: whichever starts first, the address stays.
         own_key = state_folder() / "bootstrap.key"
-        async with open_standing_node(call, listen=DEFAULT_BOOTSTRAP_LISTEN, identity=own_key, relays=True) as node:
+        relays = not call.settings.no_relay
+        async with open_standing_node(call, listen=DEFAULT_BOOTSTRAP_LISTEN, identity=own_key, relays=relays) as node:
             call.voice.note(f"others join with: --join {best_address(node.addrs)}")
             await trio.sleep_forever()
 
