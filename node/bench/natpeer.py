@@ -18,7 +18,7 @@ import trio
 from swarmnode.node.identity import create_identity
 from swarmnode.node.net.circuits import MARK
 from swarmnode.node.net.host import open_host
-from swarmnode.node.net.moving import MovingStream
+from swarmnode.node.net.moving import MOVE_SECONDS, MovingStream
 from swarmnode.node.net.network import Stream
 from swarmnode.node.net.reaching import ReachingNetwork
 from swarmnode.protocols.ids import SESSION
@@ -110,7 +110,10 @@ async def _wait_for_better(network: ReachingNetwork, stream: Stream, begun: floa
     """Use the stream until it runs over a direct connection, or for so long; the seconds until there was one."""
     direct_after = None
     number = 0
-    while time.perf_counter() - begun < PUNCH_SECONDS and not (isinstance(stream, MovingStream) and stream.moved):
+    while not (isinstance(stream, MovingStream) and stream.moved):
+        moving = 0.0 if network.relayed(stream.peer) else MOVE_SECONDS
+        if time.perf_counter() - begun > PUNCH_SECONDS + moving:
+            break
         number += 1
         await _round_trip(stream, number.to_bytes(8, "big") * 100)
         if direct_after is None and not network.relayed(stream.peer):

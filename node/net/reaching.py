@@ -145,7 +145,7 @@ class ReachingNetwork(Libp2pNetwork):
         if not opened_by_us:
             await connection.muxer.ended.wait()
 
-    async def dial(self, peer: str, addr: str, *, punching: bool = False) -> None:
+    async def dial(self, peer: str, addr: str) -> None:
         try:
             endpoint, _ = parse_addr(addr)
             await super()._dial_endpoint(peer, endpoint)
@@ -213,9 +213,9 @@ class ReachingNetwork(Libp2pNetwork):
         self._tell()
         if not self._is_direct(muxer.peer):
             self._observed.pop(muxer.peer, None)
+            self.keeper.gone(muxer.peer)
         if not self._is_connected(muxer.peer):
             self._says.pop(muxer.peer, None)
-            self.keeper.gone(muxer.peer)
 
     async def _lead(self, peer: str, relay: str) -> None:
         """A peer came through a relay: once we know what it says of itself, try for a direct connection."""

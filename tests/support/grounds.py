@@ -115,7 +115,7 @@ class FakeGround:
         except PeerLost:
             pass
 
-    async def dial(self, peer: str, addr: str, *, punching: bool = False) -> None:
+    async def dial(self, peer: str, addr: str) -> None:
         self.dialled.append((addr, trio.current_time()))
         await trio.sleep(2 * self._world.delay_seconds)
         if self._world.dialable.get(addr) != peer:

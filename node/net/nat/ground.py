@@ -54,7 +54,7 @@ class Ground(Protocol):
             PeerUnreachable: the other end is not that peer, or may not come in.
         """
 
-    async def dial(self, peer: str, addr: str, *, punching: bool = False) -> None:
+    async def dial(self, peer: str, addr: str) -> None:
         """Connect to a peer at one address, directly. Raises `PeerUnreachable`."""
 
     async def dial_back(self, peer: str, addr: str) -> None:

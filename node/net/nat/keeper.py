@@ -37,11 +37,7 @@ _log = logging.getLogger("swarmnode.nat")
 
 
 class Keeper:
-    """Relay, reservations, AutoNAT and punching of one node.
-
-    Attributes:
-        outcomes: how punching with each peer ended last, of those connected through a relay.
-    """
+    """Relay, reservations, AutoNAT and punching of one node."""
 
     def __init__(self, ground: Ground, *, relays: bool) -> None:
         self._ground = ground
@@ -49,7 +45,6 @@ class Keeper:
         self.reservations = Reservations(ground)
         self.autonat = AutoNat(ground)
         self.puncher = Puncher(ground)
-        self.outcomes: dict[str, Outcome] = {}
         self._reach: Reach = "unknown"
         self._asked_at = float("-inf")
         if relays:
@@ -121,7 +116,6 @@ class Keeper:
         with trio.move_on_after(UNILATERAL_SECONDS):
             await self._try(peer, public)
         outcome: Outcome = "direct" if not self._ground.relayed(peer) else await self.puncher.lead(peer)
-        self.outcomes[peer] = outcome
         if outcome == "direct":
             _log.info("%s, which came through the relay %s, is connected directly now", peer, relay)
         else:
@@ -130,7 +124,6 @@ class Keeper:
     def gone(self, peer: str) -> None:
         """The last direct connection to a peer has ended."""
         self.relay.gone(peer)
-        self.outcomes.pop(peer, None)
 
     async def _try(self, peer: str, addrs: Sequence[str]) -> None:
         for addr in addrs[:2]:

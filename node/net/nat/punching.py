@@ -116,7 +116,7 @@ class Puncher:
 
         async def dial(addr: str) -> None:
             try:
-                await self._ground.dial(peer, addr, punching=True)
+                await self._ground.dial(peer, addr)
             except PeerFault as fault:
                 _log.debug("not through to %s at %s: %s", peer, addr, fault.message)
             else:
