@@ -62,12 +62,17 @@ async def serve_shares(
     model: str,
     shares: Sequence[tuple[int, int]],
     compression: str = "auto",
+    more: Sequence[str] = (),
 ) -> str:
-    """Have each server serve its share; return the address to join by when all are ready. Raises `MachineFault`."""
+    """Have each server serve its share; return the address to join by when all are ready. Raises `MachineFault`.
+
+    Args:
+        more: further flags of `swarmnode serve`.
+    """
     listening = await bootstrap.wait_for("listening")
     address = str(listening["addrs"][0])
     for server, (start, end) in zip(servers, shares, strict=True):
-        told = ["--blocks", f"{start}:{end}", "--join", address, "--compression", compression]
+        told = ["--blocks", f"{start}:{end}", "--join", address, "--compression", compression, *more]
         server.begin(["serve", model, *told, *_LISTEN], environ)
     async with trio.open_nursery() as nursery:
         for process in servers:

@@ -153,6 +153,8 @@ class Node:
         dtype: str = "auto",
         device: str = "auto",
         cache_tokens: int | None = None,
+        prefill_chunk: int = 0,
+        deterministic: bool = False,
         public_name: str = "",
         task_status: Any = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
@@ -162,6 +164,9 @@ class Node:
             model, revision, dtype, device: as for `load`.
             blocks: "20:40" is the blocks 20 to 39; None is all.
             cache_tokens: how many tokens all sessions together may hold.
+            prefill_chunk: tokens of a prompt that are computed at once before others have their turn; 0: as they come.
+                Attention over other runs of tokens differs in its last bits, so the text of long prompts may, too.
+            deterministic: whether a session that is alone computes as it would among others, to the last bit.
             public_name: shown beside this server.
 
         Raises:
@@ -178,6 +183,8 @@ class Node:
                 dtype=dtype,
                 device=device,
                 cache_tokens=cache_tokens,
+                prefill_chunk=prefill_chunk,
+                deterministic=deterministic,
                 public_name=public_name,
                 compression=self._compression,
                 network=self.network,

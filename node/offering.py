@@ -50,6 +50,8 @@ async def serve_blocks(
     dtype: str,
     device: str,
     cache_tokens: int | None,
+    prefill_chunk: int,
+    deterministic: bool,
     public_name: str,
     compression: Compression,
     network: Network,
@@ -69,6 +71,8 @@ async def serve_blocks(
     tokens = DEFAULT_CACHE_TOKENS if cache_tokens is None else cache_tokens
     if not 1 <= tokens <= MAX_CACHE_TOKENS:
         raise BadInput(f"A cache of {tokens} tokens makes no sense.", hint="Give 1 or more.")
+    if prefill_chunk < 0:
+        raise BadInput(f"A prefill chunk of {prefill_chunk} tokens makes no sense.", hint="Give 1 or more, or 0.")
     checkpoint = await load(lambda tell: open_checkpoint(name, revision=revision, progress=tell), progress)
     start, end = parse_blocks(blocks, checkpoint.num_blocks) if blocks is not None else (0, checkpoint.num_blocks)
     own_dtype, own_device = torch_dtype(dtype, checkpoint.dtype), torch_device(device)
@@ -81,6 +85,8 @@ async def serve_blocks(
         cache_tokens=tokens,
         public_name=public_name,
         compression=compression,
+        segment_tokens=prefill_chunk or None,
+        deterministic=deterministic,
     )
 
     def load_span(tell: Progress) -> Span:

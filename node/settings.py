@@ -90,6 +90,15 @@ class Settings:
     cache_tokens: int | None = count(
         ("serve",), "tokens of KV cache to keep for all sessions together", low=1, high=MAX_TOKENS
     )
+    prefill_chunk: int = count(
+        ("serve",),
+        "tokens of a prompt to compute at once before others have their turn; 0: as they come, up to 1024",
+        default=0,
+        high=MAX_TOKENS,
+    )
+    deterministic: bool = switch(
+        ("serve",), "compute a session that is alone as it would be among others, to the last bit"
+    )
 
     compression: str = choice(
         (*_MODELLED, "demo"),

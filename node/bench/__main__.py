@@ -10,6 +10,7 @@ from .report import print_report
 BENCHES = {
     "codec": "values per second and damage of each scheme, beside hivemind's 8 bits and plain 8-bit floats",
     "discovery": "look-up time and messages at 10, 50, 150 nodes in one process",
+    "engine": "one server and many sessions: tokens per second together, waiting beside a long prompt, memory",
     "nat": "who reaches whom behind which NATs, how, and how fast",
     "transport": "bulk, ping-pong, connecting: ours beside py-libp2p's own, go-libp2p, quinn and raw TCP",
     "tokens": "tokens per second: plain transformers, and swarms of 1, 2 and 3 servers",

@@ -12,8 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -32,11 +34,20 @@ from .report import spread
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["run"]
+__all__ = ["TEXT", "Sample", "load_plain", "run", "sample_plain"]
 
 TEXT = "Once upon a time there was a village by the sea, and in the village lived an old woman who knew the winds. "
 
-Sample = dict[str, float]
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One round of one contender; `hop_seconds` of each decode step, none without a swarm."""
+
+    tokens_per_second: float
+    prefill_seconds: float
+    hop_seconds: tuple[float, ...] = ()
+
+
 Contender = Callable[[], Any]
 
 
@@ -72,9 +83,9 @@ async def _measure(
     checkpoint = await trio.to_thread.run_sync(open_checkpoint, asked.model)
     ids = checkpoint.tokenizer()(TEXT * (1 + asked.prefill_tokens // 16))["input_ids"]
     short, long = ids[: asked.prompt_tokens], ids[: asked.prefill_tokens]
-    plain = await trio.to_thread.run_sync(_load_plain, checkpoint.folder)
+    plain = await trio.to_thread.run_sync(load_plain, checkpoint.folder)
     contenders: dict[str, Contender] = {
-        "transformers": partial(trio.to_thread.run_sync, _sample_plain, plain, short, long, asked.new_tokens)
+        "transformers": partial(trio.to_thread.run_sync, sample_plain, plain, short, long, asked.new_tokens)
     }
     async with AsyncExitStack() as stack:
         for bootstrap, servers in swarms:
@@ -105,36 +116,35 @@ async def _measure(
 
 
 def _figures(taken: list[Sample], plain: list[Sample]) -> dict[str, object]:
-    decode = spread([sample["tokens_per_second"] for sample in taken], 2)
-    prefill = spread([sample["prefill_seconds"] for sample in taken], 3)
-    plain_decode = spread([sample["tokens_per_second"] for sample in plain])
-    plain_prefill = spread([sample["prefill_seconds"] for sample in plain])
+    decode = spread([sample.tokens_per_second for sample in taken], 2)
+    prefill = spread([sample.prefill_seconds for sample in taken], 3)
+    plain_decode = spread([sample.tokens_per_second for sample in plain])
+    plain_prefill = spread([sample.prefill_seconds for sample in plain])
     figures: dict[str, object] = {
         "decode_tokens_per_second": decode,
         "decode_ratio_to_transformers": round(decode["median"] / plain_decode["median"], 3),
         "prefill_seconds": prefill,
         "prefill_ratio_to_transformers": round(prefill["median"] / plain_prefill["median"], 3),
     }
-    if "hop_milliseconds" in taken[0]:
-        figures["milliseconds_per_hop_beyond_compute"] = spread([sample["hop_milliseconds"] for sample in taken], 3)
+    if hops := [1e3 * seconds for sample in taken for seconds in sample.hop_seconds]:
+        figures["milliseconds_per_hop_beyond_compute"] = {**spread(hops, 3), "mean": round(fmean(hops), 3)}
     return figures
 
 
-def _load_plain(folder: Path) -> PreTrainedModel:
+def load_plain(folder: Path, dtype: str = "float32") -> PreTrainedModel:
+    """The model as transformers itself loads it."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     return model.eval()
 
 
-def _sample_plain(model: PreTrainedModel, short: list[int], long: list[int], new_tokens: int) -> Sample:
+def sample_plain(model: PreTrainedModel, short: list[int], long: list[int], new_tokens: int) -> Sample:
+    """What `generate` makes of a short prompt in decode, and of a long one in prefill."""
     first = _generate_plain(model, short, 1)
     whole = _generate_plain(model, short, new_tokens)
-    return {
-        "tokens_per_second": (new_tokens - 1) / (whole - first),
-        "prefill_seconds": _generate_plain(model, long, 1),
-    }
+    return Sample((new_tokens - 1) / (whole - first), _generate_plain(model, long, 1))
 
 
 def _generate_plain(model: Any, ids: list[int], new_tokens: int) -> float:
@@ -155,16 +165,11 @@ def _generate_plain(model: Any, ids: list[int], new_tokens: int) -> float:
 
 async def _sample_swarm(model: Model, short: list[int], long: list[int], new_tokens: int) -> Sample:
     decode = model.generate(short, sampling=Sampling(max_new_tokens=new_tokens))
-    async for _ in decode:
-        pass
+    hops = [decode.last_hop_seconds async for _ in decode]
     async with model.generate(long, sampling=Sampling(max_new_tokens=1)) as prefill:
         await prefill.open()
         begun = time.perf_counter()
         async for _ in prefill:
             pass
         seconds = time.perf_counter() - begun
-    return {
-        "tokens_per_second": decode.tokens_per_second,
-        "prefill_seconds": seconds,
-        "hop_milliseconds": decode.hop_seconds * 1e3,
-    }
+    return Sample(decode.tokens_per_second, seconds, tuple(hops[1:]))  # the first token is prefill's

@@ -37,6 +37,8 @@ def run(call: Call) -> None:
                 dtype=settings.dtype,
                 device=settings.device,
                 cache_tokens=settings.cache_tokens,
+                prefill_chunk=settings.prefill_chunk,
+                deterministic=settings.deterministic,
                 public_name=settings.public_name or "",
             )
             info = await nursery.start(serve)

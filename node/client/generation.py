@@ -61,6 +61,7 @@ class Generation:
         ttft_seconds: from the first await to the first token.
         tokens_per_second: of the tokens after the first, without the reader's own time.
         hop_seconds: mean time of a decode step for each hop, beyond what the servers spent computing or queueing.
+        last_hop_seconds: the same of the latest decode step alone.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Generation:
         self._begun_at = 0.0
         self._decode_seconds = 0.0
         self._outside_seconds = 0.0
+        self._last_outside_seconds = 0.0
         self._decode_steps = 0
 
     @property
@@ -113,6 +115,11 @@ class Generation:
     def hop_seconds(self) -> float:
         hops = len(self.route.hops) if self.route is not None else 0
         return self._outside_seconds / (self._decode_steps * hops) if self._decode_steps and hops else 0.0
+
+    @property
+    def last_hop_seconds(self) -> float:
+        hops = len(self.route.hops) if self.route is not None else 0
+        return self._last_outside_seconds / hops if hops else 0.0
 
     async def open(self) -> Route:
         """Find the servers and open the session, before the first piece.
@@ -224,7 +231,8 @@ class Generation:
         if self.ids:
             self._decode_steps += 1
             self._decode_seconds += ended - begun
-            self._outside_seconds += answers[-1].outside_seconds
+            self._last_outside_seconds = answers[-1].outside_seconds
+            self._outside_seconds += self._last_outside_seconds
         else:
             self.ttft_seconds = ended - self._begun_at
         piece = self._take(token)

@@ -128,6 +128,8 @@ class Session:
             self.truncate(start)
             kept = tokens if keep is None else keep
             answers = await self.extend(hidden.detach().clone(), keep=kept)
+            if not answers:
+                return torch.empty(1, 0, width)
             return await self._asker.torch_thread.run(_join, answers)
 
     def truncate(self, position: int) -> None:

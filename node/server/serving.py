@@ -40,6 +40,7 @@ class Offer:
         cache_tokens: how many tokens all sessions together may hold.
         public_name: shown beside the server; may be empty.
         compression: how it sends what it computed.
+        segment_tokens, deterministic: as for `Engine`.
     """
 
     model: ModelId
@@ -50,6 +51,8 @@ class Offer:
     cache_tokens: int
     public_name: str
     compression: Compression = "auto"
+    segment_tokens: int | None = None
+    deterministic: bool = False
 
 
 class Serving:
@@ -107,7 +110,13 @@ class Serving:
 
     async def begin(self, span: Span) -> None:
         """Take sessions on the loaded span, once it has been measured. Returns when others can find it."""
-        engine = Engine(span, self._torch_thread, cache_tokens=self.offer.cache_tokens)
+        engine = Engine(
+            span,
+            self._torch_thread,
+            cache_tokens=self.offer.cache_tokens,
+            deterministic=self.offer.deterministic,
+            segment_tokens=self.offer.segment_tokens,
+        )
         await engine.measure()
         self._engine = engine
         handler = self._handler = SessionHandler(self._network, self.offer.model, engine, self.offer.compression)

@@ -146,10 +146,12 @@ async def test_raw_hidden_states_are_those_of_the_blocks(llama: Tiny) -> None:
         assert session.position == 6
         again = await session.step(hidden[:, 2:], position=2, keep=3)
         torch.testing.assert_close(again, out[:, 3:], rtol=0, atol=1e-5)
+        assert (await session.step(hidden[:, :2], keep=0)).shape == (1, 0, model.hidden_size)
+        assert session.position == 8
         with pytest.raises(BadInput, match=r"\[1, 6, 8\] do not fit"):
             await session.step(torch.zeros(1, 6, 8))
-        with pytest.raises(BadInput, match="Position 7 is not within"):
-            await session.step(hidden, position=7)
+        with pytest.raises(BadInput, match="Position 9 is not within"):
+            await session.step(hidden, position=9)
 
 
 async def test_a_state_that_cannot_go_back_is_sent_again(tiny: Callable[[str], Tiny]) -> None:
