@@ -13,13 +13,12 @@ import pytest
 import torch
 import trio
 
+from support.loopback import QUIC, TCP
 from support.tiny_swarm import PROMPT, TOKENS, Tiny, read
 from swarmnode.errors import NoPeers, PeerFault, PeerLost
 from swarmnode.node.background import open_background
 from swarmnode.node.library import Node, open_node
 from swarmnode.protocols.ids import SESSION
-
-LOOPBACK = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 
 
 class Served:
@@ -34,14 +33,14 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(folder: Path, blocks: Sequence[str]) -> AsyncIterator[tuple[list[Served], Node]]:
+async def serving(folder: Path, blocks: Sequence[str], listen: str = QUIC) -> AsyncIterator[tuple[list[Served], Node]]:
     """A node for each range of blocks, and one that asks."""
     async with open_background() as nursery:
         servers: list[Served] = []
 
         async def serve(blocks: str, join: tuple[str, ...], task_status: Any) -> None:
             with trio.CancelScope() as scope:
-                async with open_node(listen=LOOPBACK, join=join) as node, open_background() as own:
+                async with open_node(listen=[listen], join=join) as node, open_background() as own:
                     await own.start(partial(node.serve, str(folder), blocks=blocks))
                     task_status.started(Served(node, scope))
                     await trio.sleep_forever()
@@ -59,9 +58,12 @@ async def freed(servers: Sequence[Served]) -> None:
             await trio.sleep(0.01)
 
 
-@pytest.mark.parametrize("blocks", [["0:4"], ["0:2", "2:4"], ["0:1", "1:3", "3:4"]])
-async def test_greedy_text_is_that_of_transformers(llama: Tiny, blocks: list[str]) -> None:
-    async with serving(llama.folder, blocks) as (servers, client):
+@pytest.mark.parametrize(
+    ("listen", "blocks"),
+    [(QUIC, ["0:4"]), (QUIC, ["0:2", "2:4"]), (QUIC, ["0:1", "1:3", "3:4"]), (TCP, ["0:1", "1:3", "3:4"])],
+)
+async def test_greedy_text_is_that_of_transformers(llama: Tiny, listen: str, blocks: list[str]) -> None:
+    async with serving(llama.folder, blocks, listen) as (servers, client):
         model = await client.load(str(llama.folder))
         generation = model.generate(PROMPT, max_new_tokens=TOKENS)
         assert await read(generation) == llama.greedy(generation.prompt_ids, TOKENS)

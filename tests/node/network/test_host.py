@@ -23,6 +23,8 @@ from support.links import until_links
 from support.loopback import CARRIERS, CARRIERS_AND_FAMILIES, TCP
 from swarmnode.errors import BadInput, PeerLost, PeerRefused, PeerUnreachable, PortInUse
 from swarmnode.node.identity import create_identity, identity_from_seed
+from swarmnode.node.net.addresses import dialable
+from swarmnode.node.net.dialing import DIAL_SECONDS
 from swarmnode.node.net.host import open_host
 from swarmnode.node.net.lost import WireLost
 from swarmnode.node.net.network import Network, Stream
@@ -218,6 +220,22 @@ async def test_unknown_protocol_wrong_peer_bad_address_nobody_there() -> None:
         ):
             with pytest.raises(BadInput):
                 await one.connect(bad)
+
+
+async def test_where_udp_leads_nowhere_tcp_is_taken_and_nobody_is_bothered(caplog: pytest.LogCaptureFixture) -> None:
+    async with hosts(2) as (one, other):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:  # as behind a firewall that drops it
+            silent.bind(("127.0.0.1", 0))
+            dead = f"/ip4/127.0.0.1/udp/{silent.getsockname()[1]}/quic-v1"
+            assert str(dialable([other.addrs[0], dead], other.peer)[0]) == dead
+            with trio.fail_after(DIAL_SECONDS):
+                stream = await one.open_stream(other.peer, ECHO, [other.addrs[0], dead])
+            await stream.send_all(b"through")
+            assert await stream.receive_some(100) == b"through"
+            assert silent.recv(2000)  # it was tried, and first
+        [muxer] = one._muxers(other.peer)  # type: ignore[attr-defined]
+        assert muxer.remote_address.multiaddr == other.addrs[0].partition("/p2p/")[0]
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @over_all
