@@ -1,4 +1,4 @@
-"""go-libp2p and rust-libp2p dial us and we them: identify, ping, 5 MiB echoed, half-closes, a wrong peer id refused."""
+"""go-libp2p and rust-libp2p dial us and we them: identify, ping, 5 MiB echoed, half-closes; who refuses whom."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 import trio
 
-from swarmnode.errors import PeerUnreachable
+from support.gated import KEY, PLAIN, lines
+from support.loopback import CARRIERS
+from swarmnode.errors import PeerRefused, PeerUnreachable
 from swarmnode.node.identity import create_identity
+from swarmnode.node.net.circuits import host_of, without_peer
+from swarmnode.node.net.gate import Gate
 from swarmnode.node.net.host import open_host
 from swarmnode.node.net.network import Network, Stream
+from swarmnode.node.net.reaching import ReachingNetwork
+from swarmnode.protocols.swarm_key import SwarmKey
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]  # the first test may have to build a peer
 
@@ -24,9 +30,8 @@ HALF = "/swarmnode/interop/half/1"
 PING = "/ipfs/ping/1.0.0"
 ECHO_BYTES = 5 << 20
 QUIET_SECONDS = 60.0
-LISTEN = {"quic": "/ip4/127.0.0.1/udp/0/quic-v1", "tcp": "/ip4/127.0.0.1/tcp/0"}
 
-carrier = pytest.mark.parametrize("where", LISTEN.values(), ids=LISTEN)
+carrier = pytest.mark.parametrize("where", CARRIERS)
 
 
 async def echo(stream: Stream) -> None:
@@ -53,8 +58,9 @@ async def read_all(stream: Stream) -> bytes:
 
 
 @asynccontextmanager
-async def our_host(where: str) -> AsyncIterator[Network]:
-    async with open_host(create_identity(), listen=[where]) as network:
+async def our_host(where: str, key: SwarmKey | None = None) -> AsyncIterator[Network]:
+    identity = create_identity()
+    async with open_host(identity, listen=[where], gate=Gate(identity.peer, key)) as network:
         network.handle(ECHO, echo)
         network.handle(HALF, half)
         yield network
@@ -104,9 +110,14 @@ async def test_we_dial_them(peer: str, where: str) -> None:
     payload = random.Random(5).randbytes(ECHO_BYTES)
     async with their_host(peer, where) as addr, our_host(where) as network:
         with trio.fail_after(QUIET_SECONDS):
-            assert await network.connect(addr) == addr.rpartition("/")[2]  # which waits for identify
             theirs = addr.rpartition("/")[2]
+            assert await network.connect(addr) == theirs  # which waits for identify
             assert network.connected == (theirs,)
+            assert isinstance(network, ReachingNetwork)
+            for protocol in (ECHO, HALF, PING):
+                assert network.speakers(protocol) == (theirs,)
+            assert without_peer(addr) in network.known_addrs(theirs)
+            assert host_of(network.observed()[theirs]) == "127.0.0.1"
 
             ping = await network.open_stream(theirs, PING)
             await ping.send_all(payload[:32])
@@ -152,3 +163,26 @@ async def test_we_refuse_them_under_another_name(peer: str, where: str) -> None:
         with trio.fail_after(QUIET_SECONDS), pytest.raises(PeerUnreachable):
             await network.connect(addr.replace(theirs, other))
         assert network.connected == ()
+
+
+@carrier
+async def test_they_get_nothing_of_a_private_swarm(peer: str, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with our_host(where, KEY) as network:
+        code, said = await they_dial(peer, network.addrs[0])
+        assert code == 1
+        assert said.keys() <= {"connected", "failed"}
+        assert network.connected == ()
+    [line] = lines(caplog)
+    assert line.startswith("No connection with ")
+    assert line.endswith(PLAIN)
+
+
+@carrier
+async def test_a_member_of_a_private_swarm_does_not_speak_with_them(
+    peer: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with their_host(peer, where) as addr, our_host(where, KEY) as network:
+        with trio.fail_after(QUIET_SECONDS), pytest.raises(PeerRefused, match=PLAIN) as refused:
+            await network.connect(addr)
+        assert network.connected == ()
+        assert lines(caplog) == [refused.value.message]

@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -146,7 +147,11 @@ func dial(addr string) {
 	opened := newHost()
 	defer opened.Close()
 	other := connect(ctx, opened, addr)
-	state := opened.Network().ConnsToPeer(other)[0].ConnState()
+	conns := opened.Network().ConnsToPeer(other)
+	if len(conns) == 0 {
+		fail("connect", errors.New("the other end has hung up"))
+	}
+	state := conns[0].ConnState()
 	say("connected", map[string]any{"peer": other.String(), "transport": state.Transport,
 		"security": string(state.Security), "muxer": string(state.StreamMultiplexer)})
 
