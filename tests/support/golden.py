@@ -105,6 +105,8 @@ BINDING = Binding(
 )
 
 
+DATAGRAM_NONCE = 0x0102030405060708
+
 # A tail group, an outlier in each row, a number that is not round. Without zstd, whose bytes are its version's own.
 BLOB_ROWS, BLOB_COLS = 2, 10
 BLOB_VALUES = struct.pack("<20f", *(0.5 * number for number in range(9)), 1000.0, *range(-4, 4), 0.001, -64.0)
@@ -227,6 +229,8 @@ BYTES_EXAMPLES = (
     BytesExample("home", home_key(peer_to_bytes(PEER))),
     BytesExample("swarm_key", key_file(SWARM_KEY)),
     BytesExample("noise_exporter", BINDING.exported),
+    BytesExample("datagram_ping", struct.pack("<BQ", 0, DATAGRAM_NONCE)),
+    BytesExample("datagram_pong", struct.pack("<BQ", 1, DATAGRAM_NONCE)),
     *(BytesExample(f"blob_{name}", blob(codec, group)) for name, codec, group in BLOBS),
 )
 Example = SessionExample | DirectoryExample | GateExample | BytesExample

@@ -3,8 +3,11 @@
 
 mod support;
 
+use libp2p_identity::Keypair;
+use quinn::crypto::rustls::QuicClientConfig;
 use std::future::poll_fn;
 use std::net::UdpSocket;
+use std::sync::Arc;
 use support::{block_on, node, pair, read_to_end, write_all};
 use swarmnode_transport::Error;
 
@@ -53,6 +56,33 @@ fn tells_a_reset_from_an_end_and_carries_its_code() {
     });
     assert_eq!(refused, Error::Reset(77));
     assert_eq!(block_on(read_to_end(&stream)), Err(Error::Finished));
+}
+
+/// An example of docs/PROTOCOL.md.
+fn golden(name: &str) -> Vec<u8> {
+    let path = format!("{}/../../tests/protocols/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let digits: Vec<u8> = text.chars().filter_map(|digit| Some(digit.to_digit(16)? as u8)).collect();
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+#[test]
+fn answers_a_ping_in_a_datagram_and_nothing_else_in_one() {
+    let (there, addr) = node(2);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let pong = runtime.block_on(async {
+        let keypair = Keypair::ed25519_from_bytes([1; 32]).unwrap();
+        let tls = libp2p_tls::make_client_config(&keypair, Some(there.peer())).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        let here = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let connection = here.connect_with(config, addr, "libp2p").unwrap().await.unwrap();
+        let ping = golden("datagram_ping");
+        for sent in [&[][..], &[0; 8], &[0; 10], &[2; 9], &golden("datagram_pong"), &ping] {
+            connection.send_datagram(sent.to_vec().into()).unwrap();
+        }
+        connection.read_datagram().await.unwrap()
+    });
+    assert_eq!(pong, golden("datagram_pong"));
 }
 
 #[test]
