@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
-from support.loopback import CARRIERS_AND_FAMILIES, QUIC
+from support.loopback import CARRIERS, CARRIERS_AND_FAMILIES, QUIC
 from support.muxers import pair
 from swarmnode.errors import PeerLost, ProtocolViolation
 from swarmnode.node.identity import create_identity
@@ -104,6 +104,29 @@ async def test_a_body_is_writable_aligned_and_outlives_its_stream(listen: str) -
     assert body.tobytes() == bytes(range(100))
     body[0] = 7
     assert (body[0], body.readonly, body.c_contiguous) == (7, False, True)
+
+
+@pytest.mark.parametrize("listen", CARRIERS)
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.gpu)], ids=["pageable", "pinned"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_a_body_is_received_into_a_tensors_own_memory(listen: str, dtype: str, pinned: bool) -> None:
+    import torch
+
+    if pinned and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    sent = torch.randn(3, 500, 67, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    got = torch.zeros(4, *sent.shape[1:], dtype=sent.dtype, pin_memory=pinned)  # it may be larger than the body
+    assert got.is_pinned() == pinned
+    at = got.data_ptr()
+    async with pair(listen) as both:
+        ours, theirs = await both.streams()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.send_message, b"\x80", sent.view(torch.uint8).numpy().data)
+            came = await theirs.receive_message_into(got.view(torch.uint8).numpy().data)
+        assert came == (b"\x80", sent.nbytes)
+    assert got.data_ptr() == at
+    assert torch.equal(got[:3], sent)
+    assert not got[3].any()
 
 
 async def test_several_messages_are_in_flight_and_the_end_is_told_from_a_break(listen: str) -> None:
