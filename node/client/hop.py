@@ -57,8 +57,15 @@ class HopLink:
         await self._messages.post(step, body)
 
     def send_soon(self, step: Step, body: Buffer) -> None:
-        """Send a step that another hop gave back. Raises `ProtocolViolation` when there are too many."""
-        if not self._messages.post_soon(step, body):
+        """Send a step that another hop gave back. Raises `ProtocolViolation` when there are too many.
+
+        It is called where the other hop is listened to: that this one is lost must be said by its own `run`.
+        """
+        try:
+            posted = self._messages.post_soon(step, body)
+        except PeerLost:
+            return
+        if not posted:
             raise ProtocolViolation(
                 f"More steps come for peer {self.hop.peer} than were ever sent.", peer=self.hop.peer, span=self._span
             )
