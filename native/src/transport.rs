@@ -302,8 +302,10 @@ impl Connection {
         Ok(PyBytes::new(py, &made))
     }
 
-    /// (round trip seconds, sent packets, lost packets, window bytes, sent bytes, received bytes, queued bytes, mtu)
-    fn stats(&self, py: Python<'_>) -> (f64, u64, u64, u64, u64, u64, u64, u16) {
+    /// (round trip seconds, sent packets, lost packets, window bytes, sent bytes, received bytes, queued bytes, mtu,
+    /// delivered bytes a second or None)
+    #[allow(clippy::type_complexity)]
+    fn stats(&self, py: Python<'_>) -> (f64, u64, u64, u64, u64, u64, u64, u16, Option<u64>) {
         let stats = py.detach(|| self.inner.stats());
         (
             stats.rtt.as_secs_f64(),
@@ -314,6 +316,7 @@ impl Connection {
             stats.received_bytes,
             stats.queued_bytes,
             stats.mtu,
+            stats.delivers,
         )
     }
 }

@@ -54,6 +54,7 @@ class Stats:
         received_bytes: everything included.
         queued_bytes: of messages that wait for room.
         datagram_bytes: the largest that fits the path.
+        delivered_bytes_per_second: by the path while there was more to send; None before that was seen.
     """
 
     round_trip_seconds: float
@@ -64,6 +65,7 @@ class Stats:
     received_bytes: int
     queued_bytes: int
     datagram_bytes: int
+    delivered_bytes_per_second: int | None
 
 
 class NativeMuxer:
@@ -107,10 +109,16 @@ class NativeMuxer:
     @property
     def link(self) -> Link:
         """What is known of the way to the other end."""
-        round_trip, _, _, window_bytes, *_ = self._connection.stats()
+        stats = self.stats()
+        round_trip, delivered = stats.round_trip_seconds, stats.delivered_bytes_per_second
         # A window's worth in each round trip is the most that goes now; whether the link carries more, nobody knows.
-        at_most = 8 * window_bytes / round_trip if round_trip > 0 and window_bytes else None
-        return Link(near=self._connection.near, at_most_bits_per_second=at_most, round_trip_seconds=round_trip or None)
+        at_most = 8 * stats.window_bytes / round_trip if round_trip > 0 and stats.window_bytes else None
+        return Link(
+            near=self._connection.near,
+            bits_per_second=8 * delivered if delivered is not None else None,
+            at_most_bits_per_second=at_most,
+            round_trip_seconds=round_trip or None,
+        )
 
     async def run(self) -> None:
         """Wait for the end."""

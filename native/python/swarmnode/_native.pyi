@@ -176,8 +176,9 @@ class Connection:
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Bytes that only the two ends of this connection can make (RFC 5705)."""
 
-    def stats(self) -> tuple[float, int, int, int, int, int, int, int]:
-        """Round trip seconds, packets sent, lost, window bytes, bytes sent, received, queued, largest datagram."""
+    def stats(self) -> tuple[float, int, int, int, int, int, int, int, int | None]:
+        """Round trip seconds, packets sent, lost, window bytes, bytes sent, received, queued, largest datagram,
+        bytes a second that the path was seen to deliver while there was more to send."""
 
 @final
 class Stream:

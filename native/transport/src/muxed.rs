@@ -34,6 +34,8 @@ pub struct Stats {
     pub queued_bytes: u64,
     /// The largest datagram that fits the path.
     pub mtu: u16,
+    /// Bytes a second that the path was seen to deliver while there was more to send.
+    pub delivers: Option<u64>,
 }
 
 /// A connection to a peer that has proved who it is.

@@ -8,7 +8,7 @@ mod simulated;
 use std::sync::Arc;
 use std::time::Duration;
 
-use congestion::SteadyConfig;
+use congestion::{Steady, SteadyConfig};
 use quinn_proto::{ConnectionHandle, Dir, StreamId, TransportConfig, VarInt};
 use simulated::{Link, Pair};
 
@@ -153,4 +153,19 @@ fn on_a_short_path_the_first_long_message_after_small_talk_is_fast() {
     }
     let time = talk.say(MESSAGE_BYTES);
     assert!(time < Duration::from_millis(25), "{time:?}"); // 8.4 ms at the line's rate
+}
+
+#[test]
+fn what_a_path_delivers_is_known_once_it_was_filled() {
+    for (mbit, loss) in [(20.0, 0.0), (100.0, 0.01)] {
+        let mut talk = Talk::new(link(50, mbit, loss));
+        let delivers = |talk: &Talk| {
+            Steady::delivers(talk.pair.client.connections[&talk.sender].congestion_state().clone_box())
+        };
+        talk.say(2000);
+        assert_eq!(delivers(&talk), None);
+        talk.say(2 * MESSAGE_BYTES);
+        let measured = delivers(&talk).expect("it was filled") as f64 * 8.0 / 1e6;
+        assert!((0.8 * mbit..1.2 * mbit).contains(&measured), "{measured} of {mbit} Mbit/s");
+    }
 }

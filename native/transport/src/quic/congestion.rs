@@ -59,7 +59,7 @@ impl ControllerFactory for SteadyConfig {
 }
 
 /// The controller of one path.
-struct Steady {
+pub(super) struct Steady {
     rate: Rate,
     /// For as long as the path is short.
     short: Box<dyn Controller>,
@@ -177,6 +177,15 @@ impl Rate {
         let part = CYCLE.get(self.phase).copied().unwrap_or(1.0);
         let holds = rate * (self.shortest_round_trip().as_secs_f64() * part + SLACK.as_secs_f64());
         self.window = (holds as u64).clamp(self.least(), MOST_WINDOW_BYTES);
+    }
+}
+
+impl Steady {
+    /// Bytes a second that the path was seen to deliver while we had more to send; `None` before that is clear.
+    pub(super) fn delivers(controller: Box<dyn Controller>) -> Option<u64> {
+        let steady = controller.into_any().downcast::<Self>().ok()?;
+        let best = steady.rate.rates.iter().copied().fold(0.0, f64::max);
+        (!steady.rate.starting && best > 0.0).then_some(best as u64)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A QUIC connection: its streams, its seat among the others, its pings.
 
+use super::congestion::Steady;
 use super::stream::Stream;
 use crate::error::Error;
 use crate::limits;
@@ -152,6 +153,7 @@ impl Connection {
             received_bytes: stats.udp_rx.bytes,
             queued_bytes: u64::try_from(queued).unwrap_or(0),
             mtu: stats.path.current_mtu,
+            delivers: Steady::delivers(self.inner.congestion_state()),
         }
     }
 }
