@@ -16,16 +16,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache import SpanCache, open_stock_cache
-from .slabs import RaggedCache
+from .slabs import RaggedCache, Slab
 
 __all__ = ["NAME", "Batch", "NotRagged", "Passage", "Piece"]
 
 NAME = "swarmnode_ragged"
 """The name of our functions in a config's `_attn_implementation`."""
+
+
+LEAST_SHARED_WORK = 2**20
+"""Multiplications of a step's attention from which on it pays to share it between threads. Most steps have less, and
+waking the others takes longer than they do. It is a step's own shape that decides, because bits depend on it."""
+
+_Attention = Callable[..., tuple[torch.Tensor, object]]
 
 
 class NotRagged(Exception):
@@ -79,14 +88,16 @@ class Batch:
     Args:
         padding: packed tokens behind those of the pieces; nothing attends to them.
         attention: the attention implementation of the stock model.
+        as_stock: single queries, too, are attended to by the stock kernel, which is slower.
 
     Attributes:
         layer: the layer of the stock cache that the block now running has just written.
         written: the layers whose blocks have attended.
     """
 
-    def __init__(self, pieces: Sequence[Piece], padding: int, attention: str) -> None:
+    def __init__(self, pieces: Sequence[Piece], padding: int, attention: str, *, as_stock: bool) -> None:
         self.attention = attention
+        self.as_stock = as_stock
         self.layer: int | None = None
         self.written: set[int] = set()
         self._sessions = [_Session(piece) for piece in pieces]
@@ -114,45 +125,87 @@ class Batch:
             raise NotRagged("Its attention does not keep keys and values in the common cache.")
         self.written.add(layer)
         packed = zip(*(torch.split(states, self._sizes, 2) for states in (query, key, value)), strict=True)
-        outs = [call.session(session, layer, *states) for session, states in zip(self._sessions, packed, strict=False)]
+        with call.threads():
+            outs = [call.session(session, layer, *each) for session, each in zip(self._sessions, packed, strict=False)]
         if self._padding:
             outs.append(outs[0].new_zeros(1, self._padding, *outs[0].shape[2:]))
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
-@dataclass(frozen=True)
 class _Call:
-    """One block's attention: what the stock code gave to its attention function beside the states."""
+    """One block's attention.
 
-    module: nn.Module
-    stock: Callable[..., tuple[torch.Tensor, object]]
-    mask: _Recipe
-    options: dict[str, Any]
+    Args:
+        module: the stock attention.
+        stock: the attention function that it would call.
+        mask: what it takes for its mask.
+        options: what else it tells that function.
+        as_stock: as `Batch` has it.
+    """
+
+    def __init__(
+        self, module: nn.Module, stock: _Attention, mask: _Recipe, options: dict[str, Any], *, as_stock: bool
+    ) -> None:
+        self._module = module
+        self._stock = stock
+        self._mask = mask
+        self._options = options
+        plain = stock is sdpa_attention_forward and options.get("position_bias") is None
+        self._grouped = plain and not as_stock
+        self._scale: float | None = options.get("scaling")
+        self._as_stock = as_stock
+        self._threads = torch.get_num_threads()
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """While this lasts, each step is attended to by as many threads as it pays for."""
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._threads)
 
     def session(
         self, session: _Session, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         """Attention of one session's tokens, packed as they came."""
-        apart = [queries, keys, values]
+        slab = session.cache.slab(layer)
         if session.rows > 1:
-            apart = [_by_rows(states, session.rows) for states in apart]
+            queries, keys, values = (_by_rows(states, session.rows) for states in (queries, keys, values))
         if len(session.steps) == 1:
-            out = self._step(session, layer, 0, apart)
+            out = self._step(session, slab, session.steps[0], (queries, keys, values))
         else:
             steps = [
-                self._step(session, layer, start, [states[:, :, start:stop] for states in apart])
-                for start, stop in session.steps
+                self._step(session, slab, step, [states[:, :, step[0] : step[1]] for states in (queries, keys, values)])
+                for step in session.steps
             ]
             out = torch.cat(steps, 1)
         return out if session.rows == 1 else out.flatten(0, 1).unsqueeze(0)
 
-    def _step(self, session: _Session, layer: int, start: int, states: list[torch.Tensor]) -> torch.Tensor:
+    def _step(
+        self, session: _Session, slab: Slab, step: tuple[int, int], states: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         queries, new_keys, new_values = states
-        position = session.position + start
-        slab = session.cache.slab(layer)
+        tokens, position = step[1] - step[0], session.position + step[0]
         keys, values = slab.append(new_keys, new_values, position, session.end)
-        mask = self.mask.make(queries.shape[2], keys.shape[2], position, slab.first(position))
-        return self.stock(self.module, queries, keys, values, mask, **self.options)[0]
+        first = slab.first(position)
+        seen = position + tokens - first
+        mask = self._mask.make(tokens, seen, position, first)
+        if not self._as_stock:
+            torch.set_num_threads(self._threads if queries.numel() * seen > LEAST_SHARED_WORK else 1)
+        if self._grouped and tokens == 1 and mask is None:
+            return _one_query(queries, keys, values, self._scale)
+        return self._stock(self._module, queries, keys, values, mask, **self._options)[0]
+
+
+def _one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Attention of one query, `[rows, heads, 1, width]`; the result is `[rows, 1, heads, width]`.
+
+    The query heads that share a key head are this head's rows, so that its keys are read once and not once for each.
+    """
+    rows, heads, _, width = query.shape
+    grouped = query.reshape(rows, keys.shape[1], heads // keys.shape[1], width)
+    out = scaled_dot_product_attention(grouped, keys, values, scale=scale)
+    return out.reshape(rows, 1, heads, values.shape[3])
 
 
 def _by_rows(packed: torch.Tensor, rows: int) -> torch.Tensor:
@@ -221,22 +274,24 @@ def _attend(
     if not isinstance(attention_mask, _Recipe):
         raise NotRagged("It makes its attention mask itself.")
     batch = _BATCH.get()
-    call = _Call(module, _stock_attention(batch.attention, module), attention_mask, options)
+    stock = _stock_attention(batch.attention, module)
+    call = _Call(module, stock, attention_mask, options, as_stock=batch.as_stock)
     return batch.attend(call, query, key, value), None
 
 
 def _put_off(**about: Any) -> _Recipe:
     """Stands for the function that makes masks while a batch is running."""
-    if about["attention_mask"] is not None:
+    padding = about["attention_mask"]
+    if padding is not None and not padding.all():
         raise NotRagged("It makes a padding mask itself.")
-    return _Recipe(AttentionMaskInterface()[_BATCH.get().attention], about)
+    return _Recipe(AttentionMaskInterface()[_BATCH.get().attention], about | {"attention_mask": None})
 
 
-def _stock_attention(name: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor, object]]:
+def _stock_attention(name: str, module: nn.Module) -> _Attention:
     """The attention function that the stock code would have called."""
     family = sys.modules[type(module).__module__]
     eager = getattr(family, "eager_attention_forward", None)
-    stock: Callable[..., tuple[torch.Tensor, object]] | None = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    stock: _Attention | None = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     if stock is None:
         raise NotRagged("Its own attention function is not to be found.")
     return stock

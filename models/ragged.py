@@ -53,7 +53,8 @@ class Ragged:
     def __init__(self, decoder: nn.Module, config: PretrainedConfig, held: frozenset[int]) -> None:
         self.tokens: list[TokenShape] = []
         self._passage = Passage(config, held)
-        self._takes_positions = "position_ids" in argument_names(decoder)
+        # A multimodal model may only hand them on.
+        self._takes_positions = not {"position_ids", "kwargs"}.isdisjoint(argument_names(decoder))
         self._configs = _configs(decoder)
         self._attention = str(config._attn_implementation)
         self._held = held
@@ -74,21 +75,22 @@ class Ragged:
         return ""
 
     @contextmanager
-    def packed(self, pieces: Sequence[Piece], padding: int, *, whole: bool) -> Iterator[dict[str, Any]]:
+    def packed(self, pieces: Sequence[Piece], padding: int, *, as_stock: bool) -> Iterator[dict[str, Any]]:
         """Arguments for the decoder, which attends raggedly meanwhile.
 
         Args:
             padding: rows behind those of the pieces.
-            whole: experts, too, work on whole rows each.
+            as_stock: by the stock kernels, with the bits of the stock model; else by quicker ones, and experts, too,
+                work on whole rows each.
 
         Raises:
             NotRagged: stock code does something else than attend through the interface.
         """
-        batch = Batch(pieces, padding, self._attention)
+        batch = Batch(pieces, padding, self._attention, as_stock=as_stock)
         arguments: dict[str, Any] = {"use_cache": True, "past_key_values": self._passage}
         if self._takes_positions:
             arguments["position_ids"] = batch.position_ids().to(pieces[0].hidden.device)
-        with _implementations(self._configs, whole), batch.running():
+        with _implementations(self._configs, experts=not as_stock), batch.running():
             yield arguments
         if batch.written != self._held:
             raise NotRagged("Its attention does not go through transformers' attention interface.")
@@ -101,16 +103,16 @@ def _configs(decoder: nn.Module) -> list[PretrainedConfig]:
 
 
 @contextmanager
-def _implementations(configs: Sequence[PretrainedConfig], whole: bool) -> Iterator[None]:
+def _implementations(configs: Sequence[PretrainedConfig], *, experts: bool) -> Iterator[None]:
     """Name our functions in the configs for a while. One pass at a time may do so."""
     before = [(each, each._attn_implementation_internal, each._experts_implementation_internal) for each in configs]
     try:
         for config in configs:
             config._attn_implementation_internal = NAME
-            if whole:
+            if experts:
                 config._experts_implementation_internal = EXPERTS
         yield
     finally:
-        for config, attention, experts in before:
-            config._attn_implementation_internal = attention
-            config._experts_implementation_internal = experts
+        for config, attention_before, experts_before in before:
+            config._attn_implementation_internal = attention_before
+            config._experts_implementation_internal = experts_before

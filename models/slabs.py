@@ -126,7 +126,7 @@ class Slab:
         at = position - self.base
         self.keys.narrow(2, at, tokens).copy_(keys)
         self.values.narrow(2, at, tokens).copy_(values)
-        first = 0 if self.window is None else self.first(position) - self.base
+        first = self.first(position) - self.base
         seen = at + tokens - first
         return self.keys.narrow(2, first, seen), self.values.narrow(2, first, seen)
 

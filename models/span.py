@@ -24,6 +24,9 @@ from .stand_ins import Doorway, Gate
 
 __all__ = ["Piece", "RaggedCache", "Span", "SpanCache"]
 
+MAX_PARTS = 16
+"""Parts of a span that it remembers; the one that was not asked for longest is forgotten."""
+
 
 class Span:
     """Blocks `start:end` of a model, as built by `build_part`.
@@ -52,18 +55,31 @@ class Span:
         self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
         self._held = _cache_layers(blocks, self.start)
         self._ragged = Ragged(self._decoder, self._config, self._held)
+        self._parts: dict[tuple[int, int], Span] = {}
         self._whole_rows = whole_rows(blocks)
         self._single_steps = quirks_of(model.config.model_type).single_steps
         self.truncatable = self.open_cache().truncatable
 
     def part(self, start: int, end: int) -> Span:
-        """The blocks `start:end` of these, on the same weights, with caches of their own. Raises BadRange."""
+        """The blocks `start:end` of these, on the same weights; the same object again while it is remembered.
+
+        Sessions share passes only on one object, so it pays to ask for a range again rather than to build it anew.
+
+        Raises:
+            BadRange: these are not all held here.
+        """
         if not self.start <= start < end <= self.end:
             raise BadRange(
                 f"Blocks {start}:{end} are not among the blocks {self.start}:{self.end} held here.",
                 hint=f"Name a range within {self.start}:{self.end}; the end is not included.",
             )
-        return Span(self.model, start, end)
+        if (start, end) == (self.start, self.end):
+            return self
+        part = self._parts.pop((start, end), None) or Span(self.model, start, end)
+        self._parts[start, end] = part
+        if len(self._parts) > MAX_PARTS:
+            del self._parts[next(iter(self._parts))]
+        return part
 
     @property
     def ragged(self) -> bool:
@@ -191,7 +207,7 @@ class Span:
         as_stock = len(pieces) == 1 and not deterministic
         padding = 0 if as_stock else -sum(sizes) % self._whole_rows
         packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
-        with self._ragged.packed(pieces, padding, whole=not as_stock) as about:
+        with self._ragged.packed(pieces, padding, as_stock=as_stock) as about:
             out = self._through(packed, about)
         for piece in pieces:
             piece.cache.position += piece.hidden.shape[1]

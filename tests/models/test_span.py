@@ -145,6 +145,18 @@ def test_a_part_of_a_span_is_the_same_blocks(llama: TinyCheckpoint, span: Span) 
         assert torch.equal(part.step(mine, given, position), alone.step(theirs, given, position))
 
 
+def test_a_part_is_remembered_so_that_its_sessions_can_share_passes(
+    span: Span, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert span.part(1, 3) is span
+    assert span.part(1, 2) is span.part(1, 2)
+    monkeypatch.setattr("swarmnode.models.span.MAX_PARTS", 1)
+    gone = weakref.ref(span.part(1, 2))
+    span.part(2, 3)
+    gc.collect()
+    assert gone() is None
+
+
 @pytest.mark.parametrize("bounds", [(0, 2), (2, 4), (2, 2), (3, 1)])
 def test_a_part_outside_the_span_is_refused(span: Span, bounds: tuple[int, int]) -> None:
     with pytest.raises(BadRange, match="not among the blocks 1:3"):
