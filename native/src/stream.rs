@@ -26,7 +26,7 @@ pub struct Stream {
 
 impl Stream {
     pub fn new(inner: transport::Stream, home: &Home) -> Self {
-        let channel = Channel::new(inner, &home.runtime);
+        let channel = Channel::new(inner, home.runtime.clone());
         Self { channel, reading: home.bell.clapper(), writing: home.bell.clapper() }
     }
 

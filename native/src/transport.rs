@@ -10,7 +10,7 @@ use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use swarmnode_transport as transport;
@@ -79,7 +79,7 @@ impl PyBell {
 #[derive(Clone)]
 pub struct Home {
     pub bell: Arc<Bell>,
-    pub runtime: Handle,
+    pub runtime: Weak<Handle>,
 }
 
 /// One node's transport: its thread, its sockets.
@@ -95,7 +95,7 @@ impl Transport {
     #[new]
     fn new(py: Python<'_>, seed: [u8; 32], bell: &PyBell) -> PyResult<Self> {
         let node = py.detach(|| transport::Node::new(seed)).map_err(raise)?;
-        let home = Home { bell: Arc::clone(&bell.0), runtime: node.runtime().clone() };
+        let home = Home { bell: Arc::clone(&bell.0), runtime: Arc::downgrade(node.runtime()) };
         Ok(Self { node: RwLock::new(Some(node)), home })
     }
 

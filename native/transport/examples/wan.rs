@@ -5,6 +5,7 @@
 //! says how long a message takes over a fresh connection, its handshake apart, and what a stream carries that is always full.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[allow(dead_code)] // what a connection tells of itself is of no use here
 #[path = "../src/quic/congestion.rs"]
 mod congestion;
 #[path = "../tests/simulated/mod.rs"]

@@ -32,16 +32,13 @@ struct Incoming {
 
 impl Channel {
     /// Over a fresh stream of a connection that lives on this runtime.
-    pub fn new(stream: Stream, runtime: &Handle) -> Arc<Self> {
+    pub fn new(stream: Stream, runtime: Weak<Handle>) -> Arc<Self> {
         Arc::new_cyclic(|channel| Self {
             stream,
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
             moved_bytes: AtomicU64::new(0),
-            gathering: Waker::from(Arc::new(Gather {
-                channel: Weak::clone(channel),
-                runtime: runtime.clone(),
-            })),
+            gathering: Waker::from(Arc::new(Gather { channel: Weak::clone(channel), runtime })),
         })
     }
 
@@ -223,7 +220,7 @@ impl Drop for Channel {
 /// Wakes a channel whose stream has something to read. Not in the waking call, which may hold the connection's lock.
 struct Gather {
     channel: Weak<Channel>,
-    runtime: Handle,
+    runtime: Weak<Handle>,
 }
 
 impl Wake for Gather {
@@ -232,8 +229,9 @@ impl Wake for Gather {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        let Some(runtime) = self.runtime.upgrade() else { return };
         let channel = Weak::clone(&self.channel);
-        self.runtime.spawn(async move {
+        runtime.spawn(async move {
             if let Some(channel) = channel.upgrade() {
                 channel.gather_on();
             }

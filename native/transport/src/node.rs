@@ -19,7 +19,8 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 /// Its thread must not exist before a fork: make it where it is used.
 pub struct Node {
     peer: PeerId,
-    runtime: Handle,
+    /// Whoever else holds it, holds it weakly: it keeps the runtime's files open.
+    runtime: Arc<Handle>,
     setup: Arc<Setup>,
     tcp: Arc<tcp::Setup>,
     endpoints: Mutex<Vec<Endpoint>>,
@@ -43,7 +44,7 @@ impl Node {
         let no_thread = |error: std::io::Error| Error::Lost(format!("no thread can be started ({error})"));
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
-        let handle = runtime.handle().clone();
+        let handle = Arc::new(runtime.handle().clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("swarmnode-net".into())
@@ -70,7 +71,7 @@ impl Node {
     }
 
     /// The runtime, for other kinds of connections that live on it.
-    pub fn runtime(&self) -> &Handle {
+    pub fn runtime(&self) -> &Arc<Handle> {
         &self.runtime
     }
 
@@ -176,7 +177,7 @@ impl Node {
             return Err(Error::Closed);
         }
         let _inside = self.runtime.enter();
-        let endpoint = Endpoint::new(socket, Arc::clone(&self.setup))?;
+        let endpoint = Endpoint::new(socket, Arc::clone(&self.setup), Arc::downgrade(&self.runtime))?;
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint.clone());
         Ok(endpoint)
     }

@@ -17,7 +17,7 @@ const LIMIT: usize = 8 << 20;
 fn channels(pair: &Pair) -> (Arc<Channel>, Arc<Channel>) {
     let (near, far) = stream_between(&pair.one, &pair.two);
     let [here, there] = &pair.nodes;
-    (Channel::new(near, here.runtime()), Channel::new(far, there.runtime()))
+    (Channel::new(near, Arc::downgrade(here.runtime())), Channel::new(far, Arc::downgrade(there.runtime())))
 }
 
 fn some_body(bytes: usize) -> Vec<u8> {

@@ -48,7 +48,7 @@ fn inside_quic() -> Pair {
 }
 
 fn carrying(stream: Stream, node: &Node) -> Arc<Channel> {
-    Channel::new(stream, node.runtime())
+    Channel::new(stream, Arc::downgrade(node.runtime()))
 }
 
 fn each(test: impl Fn(Pair)) {

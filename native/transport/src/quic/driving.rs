@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::UdpSocket;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 use tokio::runtime::Handle;
@@ -41,13 +41,13 @@ pub(super) fn at_once<T>(act: impl FnOnce() -> T) -> T {
 /// tokio, with tasks that others may drive, too.
 #[derive(Debug)]
 pub(super) struct Driving {
-    tokio: Handle,
+    tokio: Weak<Handle>,
 }
 
 impl Driving {
-    /// On the runtime that we are inside of.
-    pub(super) fn here() -> Self {
-        Self { tokio: Handle::current() }
+    /// On a runtime that somebody else keeps.
+    pub(super) fn on(tokio: Weak<Handle>) -> Self {
+        Self { tokio }
     }
 }
 
@@ -62,7 +62,9 @@ impl Runtime for Driving {
             scheduled: Mutex::new(None),
             tokio: self.tokio.clone(),
         });
-        self.tokio.spawn(Scheduled(task));
+        if let Some(tokio) = self.tokio.upgrade() {
+            tokio.spawn(Scheduled(task));
+        }
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -80,7 +82,7 @@ struct Task {
     work: Mutex<Option<Work>>,
     /// How tokio is told to poll it.
     scheduled: Mutex<Option<Waker>>,
-    tokio: Handle,
+    tokio: Weak<Handle>,
 }
 
 /// The same as a task of the runtime. When it goes, the work goes: nothing else would break the circle of a task that
@@ -120,7 +122,8 @@ impl Task {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return self.schedule(),
         };
-        let _inside = self.tokio.enter();
+        let Some(tokio) = self.tokio.upgrade() else { return };
+        let _inside = tokio.enter();
         if self.poll(&mut work).is_ready() {
             self.schedule(); // its task in the runtime ends, too
         }

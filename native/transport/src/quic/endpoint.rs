@@ -10,8 +10,9 @@ use crate::tls::{self, Credentials};
 use libp2p_identity::{Keypair, PeerId};
 use quinn::{Incoming, ServerConfig, TransportConfig, VarInt};
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -66,12 +67,12 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// Take over a bound socket, and take connections over it. Must be called inside of the runtime.
-    pub(crate) fn new(socket: UdpSocket, setup: Arc<Setup>) -> Result<Self, Error> {
+    pub(crate) fn new(socket: UdpSocket, setup: Arc<Setup>, runtime: Weak<Handle>) -> Result<Self, Error> {
         let server = config::server(&setup.credentials, Arc::clone(&setup.far))?;
         let broken = |error: std::io::Error| Error::Lost(format!("the socket cannot be used ({error})"));
         let extra = Arc::new(socket.try_clone().map_err(broken)?);
         let quinn =
-            quinn::Endpoint::new(config::endpoint()?, Some(server), socket, Arc::new(Driving::here()))
+            quinn::Endpoint::new(config::endpoint()?, Some(server), socket, Arc::new(Driving::on(runtime)))
                 .map_err(broken)?;
         tokio::spawn(accept(quinn.clone(), Arc::clone(&setup)));
         Ok(Self { quinn, socket: extra, setup })
