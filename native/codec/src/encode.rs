@@ -50,7 +50,7 @@ pub(crate) use for_dtype;
 
 impl Plan {
     /// How `rows` x `cols` values go by `scheme`, or by the one that the shape leads to. `zstd_level` 0 leaves
-    /// zstd out, 1 is its entropy coder alone (the best here), 2 to 19 are its own levels.
+    /// zstd out, 1 is an entropy coder alone (the best here), 2 to 19 are zstd's own levels.
     ///
     /// # Errors
     ///
@@ -157,7 +157,7 @@ impl Plan {
             return Ok((self.header, self.layout.clone()));
         }
         squeeze::with_plane(codes.len(), |room| {
-            let Some(bytes) = squeeze::pack(codes, self.level, room)? else {
+            let Some(bytes) = squeeze::pack(codes, self.level, self.cpu, room)? else {
                 return Ok((self.header, self.layout.clone()));
             };
             put(codes, 0, room.get(..bytes).unwrap_or_default());
@@ -186,7 +186,7 @@ impl Plan {
                     source, part: Part::Exponents, out: room, element: PhantomData,
                 }));
                 let [exponents, ..] = self.layout.cut_mut(out);
-                match squeeze::pack(room, self.level, exponents)? {
+                match squeeze::pack(room, self.level, self.cpu, exponents)? {
                     Some(bytes) => self.squeezed(bytes),
                     None => {
                         put(exponents, 0, room);

@@ -63,33 +63,42 @@ impl<E: Element> Work for Split<'_, E> {
     fn run<I: Isa>(self, _: I) {
         let each = if self.part == Part::Exponents { 1 } else { E::BYTES - 1 };
         let values = self.out.len() / each;
-        let [mut first, mut second, mut third] = planes::<E>(self.out, values);
+        let mut planes = planes::<E>(self.out, values);
         for row in self.source.rows() {
-            for piece in row.chunks(GROUP * E::BYTES) {
-                let count = piece.len() / E::BYTES;
-                let mut exponents = [0; GROUP];
-                let mut rests = [[0; GROUP]; 3];
-                let [low, middle, high] = &mut rests;
-                let block = E::tail_block(piece);
-                let places = exponents.iter_mut().zip(low.iter_mut().zip(middle).zip(high));
-                for (value, (exponent, ((a, b), c))) in E::bytes(&block).chunks_exact(E::BYTES).zip(places) {
-                    let value = match *value {
-                        [a, b, c, d] => [a, b, c, d],
-                        [a, b] => [a, b, 0, 0],
-                        _ => [0; 4],
-                    };
-                    (*exponent, [*a, *b, *c]) = split(E::DTYPE, value);
-                }
-                if self.part == Part::Exponents {
-                    put(&mut first, &exponents, count);
-                } else {
-                    put(&mut first, low, count);
-                    if E::BYTES == 4 {
-                        put(&mut second, rests.get(1).unwrap_or(&[0; GROUP]), count);
-                        put(&mut third, rests.get(2).unwrap_or(&[0; GROUP]), count);
-                    }
-                }
+            let (blocks, tail) = E::blocks(row);
+            for block in blocks {
+                one::<E>(block, self.part, &mut planes, GROUP);
             }
+            if !tail.is_empty() {
+                one::<E>(&E::tail_block(tail), self.part, &mut planes, tail.len() / E::BYTES);
+            }
+        }
+    }
+}
+
+/// Puts one part of the first `count` values of a block to the front of what is left of its planes.
+#[inline(always)]
+fn one<E: Element>(block: &E::Block, part: Part, planes: &mut [&mut [u8]; 3], count: usize) {
+    let mut exponents = [0; GROUP];
+    let mut rests = [[0; GROUP]; 3];
+    let [low, middle, high] = &mut rests;
+    let places = exponents.iter_mut().zip(low.iter_mut().zip(middle.iter_mut()).zip(high.iter_mut()));
+    for (value, (exponent, ((a, b), c))) in E::bytes(block).chunks_exact(E::BYTES).zip(places) {
+        let value = match *value {
+            [a, b, c, d] => [a, b, c, d],
+            [a, b] => [a, b, 0, 0],
+            _ => [0; 4],
+        };
+        (*exponent, [*a, *b, *c]) = split(E::DTYPE, value);
+    }
+    let [first, second, third] = planes;
+    if part == Part::Exponents {
+        put(first, &exponents, count);
+    } else {
+        put(first, low, count);
+        if E::BYTES == 4 {
+            put(second, middle, count);
+            put(third, high, count);
         }
     }
 }
@@ -98,7 +107,10 @@ impl<E: Element> Work for Split<'_, E> {
 #[inline(always)]
 fn put(plane: &mut &mut [u8], block: &[u8; GROUP], count: usize) {
     let (here, behind) = std::mem::take(plane).split_at_mut_checked(count).unwrap_or_default();
-    here.iter_mut().zip(block).for_each(|(to, from)| *to = *from);
+    match here.first_chunk_mut() {
+        Some(whole) => *whole = *block,
+        None => here.iter_mut().zip(block).for_each(|(to, from)| *to = *from),
+    }
     *plane = behind;
 }
 

@@ -1,18 +1,18 @@
 //! zstd for one plane of bytes, with contexts that each thread keeps; and the room that a thread keeps for encoding.
 
 use crate::error::CodecError;
+use crate::isa::Level;
 use crate::layout::GROUP;
+use crate::literals;
 use std::cell::RefCell;
-use zstd_safe::{CCtx, CParameter, DCtx, ParamSwitch, ResetDirective};
+use zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
 
 /// A thread that once encoded a larger message gives the room back.
 const MOST_KEPT_BYTES: usize = 4 << 20;
 
-/// The level that only counts how often each byte occurs. Exponents and 8-bit floats hold no strings worth looking for:
-/// what zstd finds by chance costs more than the bytes' own code, in time and in size.
+/// The level that only counts how often each byte occurs, which [`literals`] does: exponents and 8-bit floats hold no
+/// strings worth looking for. What zstd finds by chance costs more than the bytes' own code, in time and in size.
 const ENTROPY_ONLY: i32 = 1;
-/// zstd's name for looking almost nowhere.
-const FEWEST_MATCHES: i32 = -131_072;
 
 #[derive(Default)]
 struct Kept {
@@ -52,10 +52,18 @@ pub(crate) fn with_row<R>(groups: usize, work: impl FnOnce(&mut [[f32; GROUP]]) 
 }
 
 /// Compresses `plane` into `out` if the result is smaller than the plane; says how many bytes it has.
-pub(crate) fn pack(plane: &[u8], level: i32, out: &mut [u8]) -> Result<Option<usize>, CodecError> {
+pub(crate) fn pack(
+    plane: &[u8],
+    level: i32,
+    cpu: Level,
+    out: &mut [u8],
+) -> Result<Option<usize>, CodecError> {
     let Some(room) = plane.len().checked_sub(1).and_then(|most| out.get_mut(..most)) else {
         return Ok(None);
     };
+    if level == ENTROPY_ONLY {
+        return Ok(cpu.run(literals::Pack { plane, out: room }));
+    }
     KEPT.with_borrow_mut(|kept| {
         if kept.packer.is_none() {
             kept.packer = CCtx::try_create();
@@ -64,19 +72,7 @@ pub(crate) fn pack(plane: &[u8], level: i32, out: &mut [u8]) -> Result<Option<us
         let refused = |_| CodecError::Compressor;
         // A compression that ran out of room is still open.
         packer.reset(ResetDirective::SessionOnly).map_err(refused)?;
-        // 0 is zstd's own choice.
-        let (level, literals, least_match, hash) = match level {
-            ENTROPY_ONLY => (FEWEST_MATCHES, ParamSwitch::Enable, 7, 6),
-            level => (level, ParamSwitch::Auto, 0, 0),
-        };
-        let parameters = [
-            CParameter::CompressionLevel(level),
-            CParameter::LiteralCompressionMode(literals),
-            CParameter::MinMatch(least_match),
-            CParameter::HashLog(hash),
-            CParameter::ContentSizeFlag(false),
-        ];
-        for parameter in parameters {
+        for parameter in [CParameter::CompressionLevel(level), CParameter::ContentSizeFlag(false)] {
             packer.set_parameter(parameter).map_err(refused)?;
         }
         // Not enough room is the only failure that the bytes can cause, and means that it does not pay.

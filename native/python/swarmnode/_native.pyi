@@ -35,7 +35,7 @@ def codec_encode(
     rows: int,
     cols: int,
     values: Buffer,
-    *,
+    /,
     row_stride_bytes: int | None = None,
     group: int = 0,
     zstd_level: int = 1,
@@ -52,7 +52,7 @@ def codec_encode_into(
     cols: int,
     values: Buffer,
     out: Buffer,
-    *,
+    /,
     row_stride_bytes: int | None = None,
     group: int = 0,
     zstd_level: int = 1,
@@ -62,7 +62,7 @@ def codec_encode_into(
 def codec_inspect(blob: Buffer) -> tuple[int, int, int, int]:
     """Scheme, dtype, rows and columns of a blob, from its header alone, which has to make sense."""
 
-def codec_decode_into(blob: Buffer, out: Buffer, *, out_dtype: int, rows: int, cols: int) -> None:
+def codec_decode_into(blob: Buffer, out: Buffer, /, out_dtype: int, rows: int, cols: int) -> None:
     """Decodes a blob into `out`, which has exactly the bytes of `rows` x `cols` values of `out_dtype`.
 
     After an error the content of `out` is anything.

@@ -15,13 +15,14 @@ impl Avx2 {
     pub fn detect() -> Option<Self> {
         let all = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi2");
         all.then_some(Self(()))
     }
 
     #[inline]
     pub fn run<W: Work>(self, work: W) -> W::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi2")]
         fn inside<W: Work>(isa: Avx2, work: W) -> W::Output {
             work.run(isa)
         }
