@@ -21,7 +21,7 @@ from swarmnode.protocols.tensors import (
 
 from .codec.on_device import h8_on_device
 
-__all__ = ["dtype_from_name", "dtype_name", "tensor_from_bytes", "tensor_to_bytes"]
+__all__ = ["dtype_from_name", "dtype_name", "rows_of", "tensor_from_bytes", "tensor_to_bytes"]
 
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -72,10 +72,28 @@ def tensor_from_bytes(header: TensorHeader, body: Buffer) -> torch.Tensor:
     rows, tokens, hidden_size = header.shape
     number = DTYPE_NUMBERS[header.dtype]
     try:
-        codec_decode_into(body, _bytes_of(tensor), out_dtype=number, rows=rows * tokens, cols=hidden_size)
+        codec_decode_into(body, _bytes_of(tensor), number, rows * tokens, hidden_size)
     except ValueError as error:
         raise ProtocolViolation(f"A tensor cannot be decoded: {error}.") from None
     return tensor
+
+
+def rows_of(tensor: torch.Tensor) -> tuple[memoryview, int]:
+    """The bytes from a hidden state's first element to its last, and how many of them one token is behind the other.
+
+    Not copied when it is on the host and its tokens, whole and at one distance, are rows of something larger: what is
+    kept of each row, the columns of one tensor among several. The state has elements.
+    """
+    plain = tensor.cpu()
+    rows, tokens, hidden_size = plain.shape
+    between_rows, between_tokens, between_values = plain.stride()
+    if tokens == 1:
+        between_tokens = between_rows
+    if between_values != 1 or (rows > 1 and between_rows != tokens * between_tokens):
+        plain, between_tokens = plain.contiguous(), hidden_size
+    reach = (rows * tokens - 1) * between_tokens + hidden_size
+    memory = plain.as_strided((reach,), (1,)).view(torch.uint8).numpy().data
+    return memory, between_tokens * plain.itemsize
 
 
 def _blob(tensor: torch.Tensor, header: TensorHeader, codec: int) -> bytearray | None:
@@ -84,8 +102,8 @@ def _blob(tensor: torch.Tensor, header: TensorHeader, codec: int) -> bytearray |
     if codec == CODEC_H8 and tensor.is_cuda:
         return h8_on_device(tensor.reshape(rows * tokens, hidden_size))
     group = FP8_GROUP if codec in (CODEC_E4M3, CODEC_E5M2) else 0
-    number = DTYPE_NUMBERS[header.dtype]
-    return codec_encode(codec, number, rows * tokens, hidden_size, _bytes_of(tensor), group=group)
+    memory, row_stride_bytes = rows_of(tensor)
+    return codec_encode(codec, DTYPE_NUMBERS[header.dtype], rows * tokens, hidden_size, memory, row_stride_bytes, group)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

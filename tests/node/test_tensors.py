@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 from swarmnode.errors import ProtocolViolation
-from swarmnode.node.tensors import dtype_from_name, dtype_name, tensor_from_bytes, tensor_to_bytes
+from swarmnode.node.tensors import dtype_from_name, dtype_name, rows_of, tensor_from_bytes, tensor_to_bytes
 from swarmnode.protocols.tensors import (
     CODEC_E4M3,
     CODEC_E5M2,
@@ -21,6 +25,12 @@ from swarmnode.protocols.tensors import (
     KNOWN_CODECS,
     TensorHeader,
 )
+
+
+def told(sent: tuple[TensorHeader, Buffer]) -> tuple[TensorHeader, bytes]:
+    header, data = sent
+    return header, bytes(data)
+
 
 # Of the norm of normally distributed values.
 MOST_LOSS = {CODEC_H8: 0.01, CODEC_H6: 0.03, CODEC_E4M3: 0.04, CODEC_E5M2: 0.07, CODEC_H4: 0.1}
@@ -83,11 +93,31 @@ def test_what_is_lost_is_little(codec: int) -> None:
     assert 0 < loss < MOST_LOSS[codec]
 
 
-def test_a_view_is_coded_as_what_it_shows() -> None:
-    whole = torch.randn(3, 10, 200)
-    view = whole[1:, 4:7, 50:178]
-    plain = tensor_to_bytes(view.contiguous(), "float32", CODEC_H8)
-    assert tensor_to_bytes(view, "float32", CODEC_H8) == plain
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "the last tokens of one row": lambda whole: whole[:1, -4:],
+    "the last token of every row": lambda whole: whole[:, -1:],
+    "every other token": lambda whole: whole[:1, ::2],
+    "some columns": lambda whole: whole[..., 50:178],
+    "the same token again and again": lambda whole: whole[:1, :1].expand(1, 5, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("codec", KNOWN_CODECS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_is_coded_in_place_as_what_it_shows(view: str, codec: int, dtype: str) -> None:
+    seen = VIEWS[view](torch.randn(3, 10, 256, generator=torch.Generator().manual_seed(2)).to(dtype_from_name(dtype)))
+    header, data = tensor_to_bytes(seen, dtype, codec)
+    assert (header, bytes(data)) == told(tensor_to_bytes(seen.contiguous(), dtype, codec))
+    memory, _ = rows_of(seen)
+    assert np.frombuffer(memory, np.uint8).ctypes.data == seen.data_ptr()
+
+
+def test_a_view_whose_tokens_are_not_at_one_distance_is_copied() -> None:
+    whole = torch.randn(3, 10, 256, generator=torch.Generator().manual_seed(2))
+    for seen in (whole[:, -4:], whole.transpose(1, 2)):
+        plain = told(tensor_to_bytes(seen.contiguous(), "float32", CODEC_H8))
+        assert told(tensor_to_bytes(seen, "float32", CODEC_H8)) == plain
 
 
 @pytest.mark.parametrize("codec", KNOWN_CODECS)
