@@ -93,7 +93,9 @@ def measure(model: PreTrainedModel, windows: torch.Tensor, told: Callable[[str],
         "boundaries_after_block": edges,
         "perplexity": round(float(torch.tensor(base.loss / predicted).exp()), 4),
         "schemes": table,
-        "ratios": _ratios(table),
+        "hivemind_8_bit_kl_over": {
+            name: round(tallies["hivemind_8_bit"].divergence / tallies[name].divergence, 2) for name in ("h8", "h6")
+        },
     }
 
 
@@ -171,19 +173,12 @@ def _count(tally: Tally, plain: torch.Tensor, changed: torch.Tensor, ids: torch.
     tally.agreed += int((plain.argmax(dim=-1) == changed.argmax(dim=-1)).sum())
 
 
-def _row(tally: Tally, base: Tally, tokens: int, predicted: int) -> dict[str, float]:
+def _row(tally: Tally, base: Tally, tokens: int, predicted: int) -> dict[str, float | str]:
     return {
         "bytes_per_value": round(tally.coded_bytes / tally.values, 4),
-        "kl_nats_per_token": float(f"{tally.divergence / tokens:.3g}"),
+        "kl_nats_per_token": f"{tally.divergence / tokens:.2e}",
         "perplexity_change_percent": round(
             100 * (float(torch.tensor((tally.loss - base.loss) / predicted, dtype=torch.float64).exp()) - 1), 3
         ),
         "top_1_agreement_percent": round(100 * tally.agreed / tokens, 2),
-    }
-
-
-def _ratios(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    theirs = table["hivemind_8_bit"]["kl_nats_per_token"]
-    return {
-        f"hivemind_8_bit_kl_over_{name}": round(theirs / table[name]["kl_nats_per_token"], 2) for name in ("h8", "h6")
     }

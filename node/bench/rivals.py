@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 
-__all__ = ["BLOCK", "Blockwise", "bitsandbytes", "blockwise", "plain_float8", "unblockwise"]
+__all__ = ["BLOCK", "Blockwise", "about", "bitsandbytes", "blockwise", "plain_float8", "unblockwise"]
 
 BLOCK: Final = 4096
 EXPONENTS: Final = 7
@@ -71,6 +72,13 @@ def unblockwise(coded: Blockwise, shape: torch.Size) -> torch.Tensor:
 def bitsandbytes() -> Any | None:
     """The library's own routines, if it is installed; the stack does not have it."""
     return import_module("bitsandbytes.functional") if find_spec("bitsandbytes") is not None else None
+
+
+def about() -> str:
+    """By what hivemind's scheme is timed."""
+    if bitsandbytes() is None:
+        return "hivemind's 8 bits in torch operations only; with bitsandbytes on PYTHONPATH, by that library too"
+    return f"hivemind's 8 bits in torch operations, and by bitsandbytes {version('bitsandbytes')}, which it uses"
 
 
 def plain_float8(values: torch.Tensor, kind: str) -> torch.Tensor:
