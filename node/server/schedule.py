@@ -251,10 +251,11 @@ class Schedule(Generic[Work]):
         self._count(step.peer, tokens)
         return None
 
-    def next_batch(self, room: Callable[[Chunk[Work]], bool] = _always) -> list[Chunk[Work]]:
+    def next_batch(self, room: Callable[[Chunk[Work]], bool] = _always, *, prefill: bool = True) -> list[Chunk[Work]]:
         """The chunks to run together next; empty when nothing can run.
 
         Args:
+            prefill: whether prefill may be among them; not while an earlier batch's is under way, interrupted.
             room: asked of each chunk that is about to be taken, and only then; at no, the step stays in line.
         """
         lanes: dict[tuple[bool, Priority], list[_Waiting[Work]]] = {}
@@ -265,11 +266,12 @@ class Schedule(Generic[Work]):
             if key not in lanes:
                 lane.passed_over = 0
             lane.turns.forget({head.step.peer for head in lanes.get(key, ())})
-        decode = {key: heads for key, heads in lanes.items() if not key[0]}
-        prefill = {key: heads for key, heads in lanes.items() if key[0]}
-        kept = int(self.batch_tokens * PREFILL_SHARE) if prefill else 0
-        batch = self._fill(decode, self.batch_tokens - kept, room)
-        batch += self._fill(prefill, self.batch_tokens - sum(chunk.tokens for chunk in batch), room)
+        short = {key: heads for key, heads in lanes.items() if not key[0]}
+        long = {key: heads for key, heads in lanes.items() if key[0] and prefill}
+        kept = int(self.batch_tokens * PREFILL_SHARE) if long else 0
+        batch = self._fill(short, self.batch_tokens - kept, room)
+        if long:
+            batch += self._fill(long, self.batch_tokens - sum(chunk.tokens for chunk in batch), room)
         return batch
 
     def done(self, session: bytes) -> None:

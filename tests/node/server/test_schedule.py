@@ -75,6 +75,15 @@ def test_a_long_segment_goes_whole_beside_decode_and_alone_of_its_kind() -> None
     assert run(schedule) == [("c", 20)]
 
 
+def test_decode_goes_on_while_a_prefill_is_stopped_for_it() -> None:
+    schedule = filled(Schedule(batch_tokens=100), pending("a", 1000), pending("b", 50))
+    assert carried(schedule.next_batch()) == [("a", 1000)]
+    filled(schedule, pending("c"), pending("d"))
+    assert carried(schedule.next_batch(prefill=False)) == [("c", 1), ("d", 1)]
+    assert schedule.next_batch(prefill=False) == []
+    assert carried(schedule.next_batch()) == [("b", 50)]
+
+
 def test_chunks_end_where_segments_end() -> None:
     schedule = filled(Schedule(batch_tokens=100), pending("a", 60, 30, 50, 5, position=7))
     first, second = schedule.next_batch(), schedule.next_batch()
