@@ -9,6 +9,7 @@ of positions and caches.
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    build_glob_alternation,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.modeling_utils import local_torch_dtype
 from transformers.utils import logging as transformers_logging
 
 from swarmnode.errors import BadRange, CheckpointBroken
@@ -40,6 +48,7 @@ __all__ = [
     "part_tensor_name",
     "part_tensor_names",
     "quiet_transformers",
+    "sketch_blocks",
     "step_arguments",
     "text_config",
 ]
@@ -99,6 +108,21 @@ def build_part(
     _require_all(part, report)
     # Parameters keep requires_grad as the stock model has it: torch.matmul picks its kernel by it, autograd or not.
     return cast(PreTrainedModel, model.eval().to(device))
+
+
+def sketch_blocks(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """All blocks of a model as a part, in the types that loading would give them, on the meta device: no weights."""
+    stock, config = causal_class(copy.deepcopy(config))
+    blocks = _part_class(stock, Part("span", 0, num_blocks(config)))
+    with quiet_transformers(), torch.device("meta"), local_torch_dtype(dtype, stock.__name__):
+        model = blocks(config)
+    exact = model._get_dtype_plan(dtype)
+    if exact:
+        pattern, _, _ = build_glob_alternation(list(exact))
+        for name, weight in (*model.named_parameters(), *model.named_buffers()):
+            if pattern.search(name):
+                weight.data = weight.data.float()
+    return model.eval()
 
 
 def part_tensor_names(config: PretrainedConfig, part: Part, names: Iterable[str]) -> list[str]:

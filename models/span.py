@@ -246,7 +246,7 @@ class Span:
 
     def _probe(self, cache: SpanCache | RaggedCache, tokens: int = 1) -> None:
         """Run noise, to learn what a state takes."""
-        noise = torch.ones(1, tokens, self.hidden_size)
+        noise = torch.ones(1, tokens, self.hidden_size, device=self.device)
         self.run([Piece(cache, noise, 0)])
 
     def _stock_bytes(self, tokens: int) -> int:

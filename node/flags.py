@@ -6,11 +6,14 @@ Knows neither which flags there are (`settings.py`) nor where values come from (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from swarmnode.errors import BadInput
+
+from .sizes import parse_size
 
 __all__ = [
     "ENV_PREFIX",
@@ -21,6 +24,7 @@ __all__ = [
     "file",
     "number",
     "one_of",
+    "size",
     "switch",
     "text",
     "texts",
@@ -29,8 +33,9 @@ __all__ = [
 
 ENV_PREFIX: Final = "SWARMNODE_"
 
-# `words` is a list of values that hold no blanks (addresses); `texts` is a list of any texts (stop strings).
-Kind = Literal["text", "file", "count", "number", "switch", "choice", "words", "texts"]
+# `size` is an amount of memory, in bytes once it is read. `words` is a list of values that hold no blanks (addresses);
+# `texts` is a list of any texts (stop strings).
+Kind = Literal["text", "file", "count", "number", "size", "switch", "choice", "words", "texts"]
 Value: TypeAlias = str | int | float | bool | Path | tuple[str, ...] | None
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -92,16 +97,12 @@ class Flag:
             if given.strip().lower() in _TRUE | _FALSE:
                 return given.strip().lower() in _TRUE
             raise self._bad(origin, given, "yes or no")
-        if self.kind == "count":
+        if self.kind in _NUMBERS:
+            read, wanted = _NUMBERS[self.kind]
             try:
-                return self._bounded(int(given), origin)
+                return self._bounded(read(given), origin)
             except ValueError:
-                raise self._bad(origin, given, "a whole number") from None
-        if self.kind == "number":
-            try:
-                return self._bounded(float(given), origin)
-            except ValueError:
-                raise self._bad(origin, given, "a number") from None
+                raise self._bad(origin, given, wanted) from None
         if self.kind == "words":
             return tuple(given.replace(",", " ").split())
         if self.kind == "texts":
@@ -116,7 +117,7 @@ class Flag:
             case ("count", int()) | ("number", int() | float()) if not isinstance(given, bool):
                 assert isinstance(given, int | float)
                 return self._bounded(float(given) if self.kind == "number" else given, origin)
-            case "words" | "texts", str():
+            case "words" | "texts" | "size", str():
                 return self.read_text(given, origin)
             case "words" | "texts", list() if all(isinstance(item, str) for item in given):
                 return tuple(given)
@@ -140,12 +141,19 @@ class Flag:
         return BadInput(f"{origin} must be {wanted}, not {shown}.", hint=f"{origin}: {self.help}.")
 
 
+_NUMBERS: Final[dict[Kind, tuple[Callable[[str], float], str]]] = {
+    "count": (int, "a whole number"),
+    "number": (float, "a number"),
+    "size": (parse_size, "a size such as 6GiB or 500MB"),
+}
+
 _TOML_WORDS: Final[dict[Kind, str]] = {
     "text": "a string",
     "file": "a string",
     "choice": "a string",
     "count": "a whole number",
     "number": "a number",
+    "size": "a string such as '6GiB'",
     "switch": "true or false",
     "words": "a list of strings",
     "texts": "a list of strings",
@@ -197,6 +205,10 @@ def count(
     commands: tuple[str, ...], help: str, *, default: int | None = None, low: float = -math.inf, high: float = math.inf
 ) -> Any:
     return _row(Flag("count", commands, help, default=default, metavar="N", low=low, high=high))
+
+
+def size(commands: tuple[str, ...], help: str) -> Any:
+    return _row(Flag("size", commands, help, metavar="SIZE"))
 
 
 def number(commands: tuple[str, ...], help: str, *, default: float) -> Any:

@@ -5,7 +5,7 @@ The command line uses only this. Light to import: torch and libp2p load when a n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module
@@ -33,6 +33,7 @@ from .status import SwarmStatus, look_round
 from .torch_thread import TorchThread, open_torch_thread
 
 if TYPE_CHECKING:
+    from .choosing import Choice
     from .client.generation import Generation, Piece
     from .client.model import Model
     from .client.session import Session
@@ -150,36 +151,59 @@ class Node:
         *,
         revision: str | None = None,
         blocks: str | None = None,
+        num_blocks: int | None = None,
+        max_memory: int | None = None,
         dtype: str = "auto",
         device: str = "auto",
         cache_tokens: int | None = None,
         prefill_chunk: int = 0,
         deterministic: bool = False,
         public_name: str = "",
+        chosen: Callable[[Choice], None] | None = None,
+        moved: Callable[[ServerInfo], None] | None = None,
         task_status: Any = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Give the swarm some blocks of a model, until cancelled. Started once others can find and use them.
 
         Args:
             model, revision, dtype, device: as for `load`.
-            blocks: "20:40" is the blocks 20 to 39; None is all.
-            cache_tokens: how many tokens all sessions together may hold.
+            blocks: "20:40" is the blocks 20 to 39; "auto" those that the swarm needs most, as many as fit. None is all,
+                or "auto" if they do not fit. Who chooses moves later on where the swarm needs it, while nobody uses it.
+            num_blocks: how many blocks, chosen as with "auto".
+            max_memory: bytes that may be taken on the device, on a CPU by the whole process; None is all that is free.
+            cache_tokens: how many tokens all sessions together may hold; None is what there is room for, up to 65,536.
             prefill_chunk: tokens of a prompt that are computed at once before others have their turn; 0: as they come.
                 Attention over other runs of tokens differs in its last bits, so the text of long prompts may, too.
             deterministic: whether a session that is alone computes as it would among others, to the last bit.
             public_name: shown beside this server.
+            chosen: told which blocks will be held, when that was left open or has to fit; again when it changes.
+            moved: told what is served after a move.
 
         Raises:
-            AskedWrong, MachineFault: as for `load`; also `BadRange`.
+            AskedWrong, MachineFault: as for `load`; also `BadRange`, and `OutOfMemory` before anything is loaded.
         """
         if self._serves:
             raise BadInput("This node serves blocks already.", hint="Open another node for more.")
         self._serves = True
         try:
             offering = await self._import("swarmnode.node.offering")
-            await offering.serve_blocks(
-                await self._named(model, revision),
+            name, revision = await self._named(model, revision)
+            started = False
+
+            def ready(info: ServerInfo) -> None:
+                nonlocal started
+                if not started:
+                    started = True
+                    task_status.started(info)
+                elif moved is not None:
+                    moved(info)
+
+            wanted = offering.Wanted(
+                model=name,
+                revision=revision,
                 blocks=blocks,
+                num_blocks=num_blocks,
+                max_memory=max_memory,
                 dtype=dtype,
                 device=device,
                 cache_tokens=cache_tokens,
@@ -187,13 +211,10 @@ class Node:
                 deterministic=deterministic,
                 public_name=public_name,
                 compression=self._compression,
-                network=self.network,
-                directory=self.directory,
-                torch_thread=self._torch_thread,
-                progress=self._progress,
-                begun=self._begun,
-                task_status=task_status,
             )
+            place = offering.Place(self.network, self.directory, self._torch_thread, self._progress)
+            tell = offering.Callbacks(chosen=chosen or _say_nothing, begun=self._begun, ready=ready)
+            await offering.serve_blocks(wanted, place, tell)
         finally:
             self._serves, self._serving = False, None
         raise AssertionError("serving ends only by an exception")
@@ -224,6 +245,10 @@ class Node:
     async def _import(self, module: str) -> Any:
         """Import what needs torch, which takes seconds, away from the event loop."""
         return await self._torch_thread.run(import_module, module)
+
+
+def _say_nothing(_: object) -> None:
+    pass
 
 
 def _shown(model: ModelId, served: dict[ModelId, int]) -> str:

@@ -1,31 +1,41 @@
-"""From a model's name to a served span: opens its checkpoint, announces, loads the blocks, serves."""
+"""From a model's name to a served span: opens its checkpoint, decides on blocks, announces, loads them, serves."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+
+import torch
+import trio
 
 from swarmnode.errors import BadInput
 from swarmnode.models.blocks import parse_blocks
-from swarmnode.models.checkpoint import open_checkpoint
+from swarmnode.models.checkpoint import Checkpoint, open_checkpoint
 from swarmnode.models.progress import Progress
-from swarmnode.models.span import Span
 from swarmnode.protocols.limits import MAX_CACHE_TOKENS
 from swarmnode.protocols.records import ModelId
 
 from .asking import checkpoint_id
+from .choosing import Choice, Chooser, choice_of
 from .codec import Compression
 from .defaults import DEFAULT_CACHE_TOKENS
 from .discovery.directory import Directory
+from .fitting import Request, fit_blocks
 from .loading import load
+from .machine import hardware_name
+from .measured import Measured, SpanKey, SpanRates
 from .net.network import Network
 from .places import torch_device, torch_dtype
 from .server.serving import Offer, Serving, open_serving
 from .tensors import dtype_name
 from .torch_thread import TorchThread
 
-__all__ = ["ServerInfo", "serve_blocks"]
+__all__ = ["Callbacks", "Place", "ServerInfo", "Wanted", "serve_blocks"]
+
+AUTO = "auto"
+"""What `blocks` says where the program is to choose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,70 +53,186 @@ class ServerInfo:
     prefill_tokens_per_second: float
 
 
-async def serve_blocks(
-    named: tuple[str, str | None],
-    *,
-    blocks: str | None,
-    dtype: str,
-    device: str,
-    cache_tokens: int | None,
-    prefill_chunk: int,
-    deterministic: bool,
-    public_name: str,
-    compression: Compression,
-    network: Network,
-    directory: Directory,
-    torch_thread: TorchThread,
-    progress: Progress | None,
-    begun: Callable[[Serving], None],
-    task_status: Any,
-) -> None:
-    """Serve until cancelled. Arguments and errors as `Node.serve`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be served, and how: the arguments of `Node.serve`."""
 
-    Args:
-        named: model and revision.
-        begun: is given what is served as soon as it is announced.
+    model: str
+    revision: str | None
+    blocks: str | None
+    num_blocks: int | None
+    max_memory: int | None
+    dtype: str
+    device: str
+    cache_tokens: int | None
+    prefill_chunk: int
+    deterministic: bool
+    public_name: str
+    compression: Compression
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it is served."""
+
+    network: Network
+    directory: Directory
+    torch_thread: TorchThread
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """Who is told.
+
+    Attributes:
+        chosen: what will be held, when that was left open or has to fit; again when it changes.
+        begun: what is served, as soon as it is announced.
+        ready: the same, as soon as others can use it.
     """
-    name, revision = named
-    tokens = DEFAULT_CACHE_TOKENS if cache_tokens is None else cache_tokens
-    if not 1 <= tokens <= MAX_CACHE_TOKENS:
-        raise BadInput(f"A cache of {tokens} tokens makes no sense.", hint="Give 1 or more.")
-    if prefill_chunk < 0:
-        raise BadInput(f"A prefill chunk of {prefill_chunk} tokens makes no sense.", hint="Give 1 or more, or 0.")
-    checkpoint = await load(lambda tell: open_checkpoint(name, revision=revision, progress=tell), progress)
-    start, end = parse_blocks(blocks, checkpoint.num_blocks) if blocks is not None else (0, checkpoint.num_blocks)
-    own_dtype, own_device = torch_dtype(dtype, checkpoint.dtype), torch_device(device)
-    offer = Offer(
-        model=checkpoint_id(checkpoint),
-        num_blocks=checkpoint.num_blocks,
-        start=start,
-        end=end,
-        dtype=dtype_name(own_dtype),
-        cache_tokens=tokens,
-        public_name=public_name,
-        compression=compression,
-        segment_tokens=prefill_chunk or None,
-        deterministic=deterministic,
-    )
 
-    def load_span(tell: Progress) -> Span:
-        return checkpoint.load_span(start, end, dtype=own_dtype, device=own_device, progress=tell)
+    chosen: Callable[[Choice], None]
+    begun: Callable[[Serving], None]
+    ready: Callable[[ServerInfo], None]
 
-    async with open_serving(network, directory, torch_thread, offer) as serving:
-        begun(serving)
-        await serving.begin(await load(load_span, progress))
-        decode, prefill = serving.rates
-        task_status.started(
-            ServerInfo(
-                model=offer.model,
-                num_blocks=offer.num_blocks,
-                start=start,
-                end=end,
-                dtype=offer.dtype,
-                device=str(own_device),
-                cache_tokens=tokens,
-                decode_tokens_per_second=decode,
-                prefill_tokens_per_second=prefill,
+
+async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
+    """Serve until cancelled. Errors as `Node.serve`."""
+    _check(wanted)
+    opening = partial(open_checkpoint, wanted.model, revision=wanted.revision)
+    checkpoint = await load(lambda progress: opening(progress=progress), place.progress)
+    dtype, device = torch_dtype(wanted.dtype, checkpoint.dtype), torch_device(wanted.device)
+    key = SpanKey(hardware_name(device), checkpoint.digest.hex(), dtype_name(dtype), blocks=checkpoint.num_blocks)
+    server = _Server(wanted, place, tell, checkpoint, dtype, device, key, await trio.to_thread.run_sync(Measured))
+    choice, chooser = await server.choose()
+    while True:
+        choice = await server.hold(choice, chooser)
+        # Whatever ran last may still hold the blocks that were left; others need their memory.
+        await place.torch_thread.run(gc.collect)
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.cache_tokens is not None and not 1 <= wanted.cache_tokens <= MAX_CACHE_TOKENS:
+        raise BadInput(f"A cache of {wanted.cache_tokens} tokens makes no sense.", hint="Give 1 or more.")
+    if wanted.prefill_chunk < 0:
+        hint = "Give 1 or more, or 0."
+        raise BadInput(f"A prefill chunk of {wanted.prefill_chunk} tokens makes no sense.", hint=hint)
+    if wanted.num_blocks is not None and wanted.num_blocks < 1:
+        raise BadInput(f"{wanted.num_blocks} blocks make no sense.", hint="Give 1 or more.")
+    if wanted.num_blocks is not None and wanted.blocks not in (None, AUTO):
+        hint = "Leave one of them out: with --num-blocks alone the program chooses which."
+        raise BadInput(f"--blocks {wanted.blocks} names the blocks; --num-blocks leaves them open.", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """One server from its checkpoint on."""
+
+    wanted: Wanted
+    place: Place
+    tell: Callbacks
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    device: torch.device
+    key: SpanKey
+    measured: Measured
+
+    async def choose(self) -> tuple[Choice, Chooser | None]:
+        """What to hold; and who may think better of it later, where it was left open."""
+        total = self.checkpoint.num_blocks
+        request = self._request()
+        if request.window is not None and request.max_memory is None:
+            return Choice(request.window, total, "asked", request.cache_tokens or DEFAULT_CACHE_TOKENS), None
+        fit = await load(lambda _: fit_blocks(self.checkpoint, self.dtype, self.device, request), None)
+        chooser = None
+        if request.window is not None:
+            choice = choice_of(fit, request.window, "asked")
+        elif not request.auto and fit.windows == ((0, total),):
+            choice = choice_of(fit, (0, total), "all")
+        else:
+            chooser = Chooser(
+                self.place.network,
+                self.place.directory,
+                model=checkpoint_id(self.checkpoint),
+                fit=fit,
+                measured=self.measured,
+                key=self.key,
+                hidden_size=self.checkpoint.hidden_size,
             )
+            choice = await chooser.choose()
+        self.tell.chosen(choice)
+        return choice, chooser
+
+    async def hold(self, choice: Choice, chooser: Chooser | None) -> Choice:
+        """Serve what was chosen; return what to hold instead, once there is something better."""
+        place = self.place
+        async with open_serving(place.network, place.directory, place.torch_thread, self._offer(choice)) as serving:
+            self.tell.begun(serving)
+            if chooser is not None:
+                settled = await chooser.settle(choice)
+                if settled is not choice:
+                    choice = settled
+                    serving.offer_instead(self._offer(choice))
+                    self.tell.chosen(choice)
+            start, end = choice.window
+            loading = partial(self.checkpoint.load_span, start, end, dtype=self.dtype, device=self.device)
+            key = replace(self.key, blocks=end - start)
+            known = self.measured.rates(key)
+            await serving.begin(
+                await load(lambda progress: loading(progress=progress), place.progress),
+                known=None if known is None else astuple(known),
+            )
+            self.tell.ready(self._info(serving))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serving.run)
+                # What was known was good enough to begin with; the next start is to know better.
+                rates = serving.rates if known is None else await serving.measure()
+                await trio.to_thread.run_sync(self.measured.keep, key, SpanRates(*rates))
+                if chooser is not None:
+                    choice = await chooser.elsewhere(serving)
+                    self.tell.chosen(choice)
+                    nursery.cancel_scope.cancel()
+        return choice
+
+    def _request(self) -> Request:
+        blocks = self.wanted.blocks
+        named = blocks is not None and blocks != AUTO
+        return Request(
+            window=parse_blocks(blocks, self.checkpoint.num_blocks) if named and blocks is not None else None,
+            count=self.wanted.num_blocks,
+            auto=blocks == AUTO or self.wanted.num_blocks is not None,
+            cache_tokens=self.wanted.cache_tokens,
+            max_memory=self.wanted.max_memory,
         )
-        await serving.run()
+
+    def _offer(self, choice: Choice) -> Offer:
+        start, end = choice.window
+        expected = self.measured.expected(replace(self.key, blocks=end - start))
+        return Offer(
+            model=checkpoint_id(self.checkpoint),
+            num_blocks=self.checkpoint.num_blocks,
+            start=start,
+            end=end,
+            dtype=dtype_name(self.dtype),
+            cache_tokens=choice.cache_tokens,
+            public_name=self.wanted.public_name,
+            compression=self.wanted.compression,
+            segment_tokens=self.wanted.prefill_chunk or None,
+            deterministic=self.wanted.deterministic,
+            expected=(0.0, 0.0) if expected is None else astuple(expected),
+        )
+
+    def _info(self, serving: Serving) -> ServerInfo:
+        offer = serving.offer
+        decode, prefill = serving.rates
+        return ServerInfo(
+            model=offer.model,
+            num_blocks=offer.num_blocks,
+            start=offer.start,
+            end=offer.end,
+            dtype=offer.dtype,
+            device=str(self.device),
+            cache_tokens=offer.cache_tokens,
+            decode_tokens_per_second=decode,
+            prefill_tokens_per_second=prefill,
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from .codec import COMPRESSIONS
-from .flags import Flag, choice, count, file, number, one_of, switch, text, texts, words
+from .flags import Flag, choice, count, file, number, one_of, size, switch, text, texts, words
 
 __all__ = ["COMMANDS", "FLAGS", "SWARM_COMMANDS", "Settings", "flags_of"]
 
@@ -32,6 +32,8 @@ _MODELLED: Final = ("serve", *_ASKING)
 
 # A demo is for a machine that somebody sits at; more processes than this help nobody.
 MAX_DEMO_SERVERS: Final = 16
+# More than the deepest model in use has, and than the protocol allows.
+MAX_BLOCKS: Final = 1024
 # Far beyond any context a model has today; keeps arithmetic on it harmless.
 MAX_TOKENS: Final = 1 << 30
 
@@ -54,7 +56,13 @@ class Settings:
     )
     revision: str | None = text(_MODELLED, "branch, tag or commit on the hub", metavar="REVISION")
     blocks: str | None = text(
-        ("serve",), "blocks to serve, half-open: 20:40 is twenty blocks; default: all", metavar="A:B"
+        ("serve",),
+        "blocks to serve, half-open: 20:40 is twenty blocks; auto: those that the swarm needs most; "
+        "default: all, or auto if they do not fit",
+        metavar="A:B",
+    )
+    num_blocks: int | None = count(
+        ("serve",), "how many blocks to serve: those that the swarm needs most", low=1, high=MAX_BLOCKS
     )
 
     # the swarm
@@ -98,6 +106,10 @@ class Settings:
     )
     deterministic: bool = switch(
         ("serve",), "compute a session that is alone as it would be among others, to the last bit"
+    )
+
+    max_memory: int | None = size(
+        ("serve",), "memory to take on the device at most, on a CPU by the whole process; default: all that is free"
     )
 
     compression: str = choice(

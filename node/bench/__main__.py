@@ -8,6 +8,7 @@ from importlib import import_module
 from .report import print_report
 
 BENCHES = {
+    "blocks": "servers that choose their own blocks, simulated: gaps, moves, distance from the best",
     "codec": "values per second and damage of each scheme, beside hivemind's 8 bits and plain 8-bit floats",
     "discovery": "look-up time and messages at 10, 50, 150 nodes in one process",
     "engine": "one server and many sessions: tokens per second together, waiting beside a long prompt, memory",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Literal
 
 __all__ = [
     "EVENTS",
+    "Chosen",
     "Done",
     "Event",
     "Failed",
@@ -123,6 +124,27 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which blocks the server will hold, and why: told when it chose them itself, or has to keep to some memory.
+
+    `servers` is how many others hold or load blocks of the model. The sizes are those of memory: `whole_bytes` is what
+    all blocks would take, `limit_bytes` what may be taken, null where the system does not say how much is free.
+    """
+
+    event: ClassVar[str] = "chosen"
+    blocks: tuple[int, int]
+    num_blocks: int
+    why: Literal["asked", "all", "first", "gap", "thin"]
+    servers: int
+    weights_bytes: int
+    cache_bytes: int
+    work_bytes: int
+    whole_bytes: int
+    limit_bytes: int | None
+    cache_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The server answers, and the swarm has been told."""
 
@@ -227,13 +249,27 @@ class Failed:
 
 
 Event = (
-    Listening | Joined | Progress | Ready | Load | Process | Route | Token | Done | Status | Models | SwarmKey | Failed
+    Listening
+    | Joined
+    | Progress
+    | Chosen
+    | Ready
+    | Load
+    | Process
+    | Route
+    | Token
+    | Done
+    | Status
+    | Models
+    | SwarmKey
+    | Failed
 )
 
 EVENTS: Final[tuple[type[Event], ...]] = (
     Listening,
     Joined,
     Progress,
+    Chosen,
     Ready,
     Load,
     Process,

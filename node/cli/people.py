@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 
+from swarmnode.node.sizes import shown_size
+
 from .bars import Bars
 from .events import (
+    Chosen,
     Done,
     Event,
     Failed,
@@ -55,7 +58,7 @@ class PeopleVoice:
                 sys.stderr.write(self._red_error(event) + "\n")
                 sys.stderr.flush()
             elif not self._quiet:
-                self._bars.above(self._story(event))
+                self._bars.above(_choice(event) if isinstance(event, Chosen) else self._story(event))
 
     def note(self, text: str) -> None:
         if not self._quiet:
@@ -116,6 +119,28 @@ class PeopleVoice:
 def error_text(failed: Failed) -> str:
     """One sentence, and on a line of its own what to do next."""
     return harmless(f"swarmnode: {failed.message}" + (f"\n  {failed.hint}" if failed.hint else ""))
+
+
+def _choice(chosen: Chosen) -> str:
+    """Which blocks, why, and how much memory of how much."""
+    start, end = chosen.blocks
+    others = f"{chosen.servers} other server{'' if chosen.servers == 1 else 's'} of this model"
+    why = {
+        "asked": "as named",
+        "all": "all of them fit",
+        "first": "nobody else serves this model",
+        "gap": f"some of them are held by nobody else ({others})",
+        "thin": f"there the swarm is slowest ({others})",
+    }[chosen.why]
+    need = chosen.weights_bytes + chosen.cache_bytes + chosen.work_bytes
+    there = "" if chosen.limit_bytes is None else f" of {shown_size(chosen.limit_bytes)}"
+    whole = f"; all {chosen.num_blocks} would need {shown_size(chosen.whole_bytes)}"
+    return (
+        f"blocks {start}:{end} of {chosen.num_blocks}: {why}\n"
+        f"  up to {shown_size(need)}{there} of memory: {shown_size(chosen.weights_bytes)} of weights, "
+        f"{shown_size(chosen.cache_bytes)} for a cache of {chosen.cache_tokens} tokens, "
+        f"{shown_size(chosen.work_bytes)} to work in" + (whole if end - start < chosen.num_blocks else "")
+    )
 
 
 def _path(hops: tuple[Hop, ...]) -> str:

@@ -10,12 +10,13 @@ import trio
 from swarmnode.node.defaults import DEFAULT_LISTEN
 
 from .call import Call
-from .events import Joined, Load, Ready
+from .events import Chosen, Joined, Load, Ready
 from .interrupts import SERVING_GRACE_SECONDS
 from .place import join_command, model_name, open_standing_node
 
 if TYPE_CHECKING:
-    from swarmnode.node.library import Node
+    from swarmnode.node.choosing import Choice
+    from swarmnode.node.library import Node, ServerInfo
 
 __all__ = ["run"]
 
@@ -34,30 +35,56 @@ def run(call: Call) -> None:
                 settings.model,
                 revision=settings.revision,
                 blocks=settings.blocks,
+                num_blocks=settings.num_blocks,
+                max_memory=settings.max_memory,
                 dtype=settings.dtype,
                 device=settings.device,
                 cache_tokens=settings.cache_tokens,
                 prefill_chunk=settings.prefill_chunk,
                 deterministic=settings.deterministic,
                 public_name=settings.public_name or "",
+                chosen=partial(_say_chosen, call),
+                moved=partial(_say_ready, call),
             )
             info = await nursery.start(serve)
             call.voice.say(Joined(peers=len(node.network.connected)))
-            call.voice.say(
-                Ready(
-                    model=model_name(info.model),
-                    blocks=(info.start, info.end),
-                    num_blocks=info.num_blocks,
-                    dtype=info.dtype,
-                    device=info.device,
-                    cache_tokens=info.cache_tokens,
-                )
-            )
+            _say_ready(call, info)
             call.voice.note(f"others use it with: {join_command(node, settings.model)}")
             call.voice.note("peers that run blocks can read the text that passes through them; Ctrl-C leaves the swarm")
             await _tell_load(call, node)
 
     call.run(stand, grace_seconds=SERVING_GRACE_SECONDS)
+
+
+def _say_chosen(call: Call, choice: Choice) -> None:
+    assert choice.need is not None, "what was chosen was fitted, too"
+    call.voice.say(
+        Chosen(
+            blocks=choice.window,
+            num_blocks=choice.num_blocks,
+            why=choice.why,
+            servers=choice.servers,
+            weights_bytes=choice.need.weights,
+            cache_bytes=choice.need.cache,
+            work_bytes=choice.need.work,
+            whole_bytes=choice.whole_bytes,
+            limit_bytes=choice.limit_bytes,
+            cache_tokens=choice.cache_tokens,
+        )
+    )
+
+
+def _say_ready(call: Call, info: ServerInfo) -> None:
+    call.voice.say(
+        Ready(
+            model=model_name(info.model),
+            blocks=(info.start, info.end),
+            num_blocks=info.num_blocks,
+            dtype=info.dtype,
+            device=info.device,
+            cache_tokens=info.cache_tokens,
+        )
+    )
 
 
 async def _tell_load(call: Call, node: Node) -> None:

@@ -18,6 +18,7 @@ from multiaddr import Multiaddr
 from swarmnode.errors import BadInput, PeerFault, PeerLost, PeerRefused, PeerUnreachable
 from swarmnode.node.background import open_background
 from swarmnode.node.identity import Identity
+from swarmnode.node.links import Link
 from swarmnode.protocols.ids import GATE
 
 from .addresses import Endpoint, listen_socket, listening_addrs, peer_at, without_missing_family
@@ -135,6 +136,10 @@ class Libp2pNetwork:
     @property
     def open_streams(self) -> int:
         return sum(connection.muxed_conn.muxer.open_streams for connection in self._swarm.get_connections())
+
+    def link(self, peer: str) -> Link | None:
+        muxer = self._muxer(peer)
+        return None if muxer is None else muxer.link
 
     def sign(self, data: bytes) -> bytes:
         return self._identity.sign(data)

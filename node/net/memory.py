@@ -15,6 +15,7 @@ import trio
 from swarmnode.errors import BadInput, PeerRefused, PeerUnreachable
 from swarmnode.node.background import open_background
 from swarmnode.node.identity import Identity, identity_from_seed
+from swarmnode.node.links import Link
 
 from .answer import answer
 from .metric import closest
@@ -159,6 +160,12 @@ class MemoryNetwork:
     @property
     def open_streams(self) -> int:
         return sum(map(len, self._links.values()))
+
+    def link(self, peer: str) -> Link | None:
+        if peer not in self._links:
+            return None
+        delay = self._net.delay_seconds(self.peer, peer)
+        return Link(near=not delay, round_trip_seconds=2 * delay if delay else None)
 
     def sign(self, data: bytes) -> bytes:
         return self._identity.sign(data)

@@ -122,6 +122,9 @@ class Network(Protocol):
     def open_streams(self) -> int:
         """How many streams are open now, in both directions and of all protocols."""
 
+    def link(self, peer: str) -> Link | None:
+        """What is known of the way to a peer; None while there is no connection to it."""
+
     def sign(self, data: bytes) -> bytes:
         """An Ed25519 signature of `data` by our peer key (64 bytes)."""
 

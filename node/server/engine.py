@@ -137,9 +137,13 @@ class Engine:
         """Who holds what, and what has become of sessions."""
         return self._budget.statistics()
 
-    async def measure(self) -> None:
-        """Run a few steps of noise, so that the first record can say how quick this server is."""
+    async def measure(self, known: Rates | None = None) -> None:
+        """Learn what caches cost, and by a few steps of noise how quick this server is, unless that is known."""
         self._token_bytes, self._first_tokens = await self._torch_thread.run(self._learn_costs)
+        if known is not None:
+            self.rates = known
+            return
+        rates = Rates()
         held = Held(self._span, await self._torch_thread.run(self._span.open_session))
         shapes = [MEASURED_PREFILL_TOKENS, MEASURED_PREFILL_TOKENS] + [1] * MEASURED_DECODE_STEPS
         position = 0
@@ -148,7 +152,8 @@ class Engine:
             position += tokens
             # The first step of either kind warms up kernels and memory.
             if number not in (0, 2):
-                self.rates.observe(tokens, seconds, 1.0)
+                rates.observe(tokens, seconds, 1.0)
+        self.rates = rates
 
     async def run(self) -> None:
         """For ever: look again at steps that wait for room, and give up those that wait too long."""

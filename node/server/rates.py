@@ -23,9 +23,9 @@ class Rates:
         prefill_tokens_per_second: of long steps; 0 until one was seen.
     """
 
-    def __init__(self) -> None:
-        self.decode_tokens_per_second = 0.0
-        self.prefill_tokens_per_second = 0.0
+    def __init__(self, decode_tokens_per_second: float = 0.0, prefill_tokens_per_second: float = 0.0) -> None:
+        self.decode_tokens_per_second = decode_tokens_per_second
+        self.prefill_tokens_per_second = prefill_tokens_per_second
 
     def observe(self, tokens: int, seconds: float, share: float) -> None:
         """A step of `tokens` took `seconds` of computing in `share` (0 to 1) of the span's blocks."""

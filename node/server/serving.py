@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from swarmnode.errors import PeerBusy
 from swarmnode.models.span import Span
 from swarmnode.node.codec import Compression
-from swarmnode.node.defaults import CLOSE_SECONDS, RECORD_LIFETIME_SECONDS
+from swarmnode.node.defaults import CLOSE_SECONDS, FIRST_FRAME_SECONDS, RECORD_LIFETIME_SECONDS
 from swarmnode.node.net.circuits import without_peer
-from swarmnode.node.net.network import Network
+from swarmnode.node.net.network import Network, Stream
+from swarmnode.node.streams import MessageStream
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.ids import SESSION, SPOKEN
 from swarmnode.protocols.limits import MAX_ADDRS
+from swarmnode.protocols.messages import Refused
 from swarmnode.protocols.records import ModelId, ServerRecord, ServerState, sign_record
 from swarmnode.protocols.tensors import KNOWN_CODECS
 
 from .engine import Engine
 from .handler import SessionHandler
+from .rates import Rates
 
 if TYPE_CHECKING:
     from swarmnode.node.discovery.directory import Directory
@@ -41,6 +45,7 @@ class Offer:
         public_name: shown beside the server; may be empty.
         compression: how it sends what it computed.
         segment_tokens, deterministic: as for `Engine`.
+        expected: tokens per second of decode and of prefill that it should make, said until it is ready; 0: unknown.
     """
 
     model: ModelId
@@ -53,6 +58,7 @@ class Offer:
     compression: Compression = "auto"
     segment_tokens: int | None = None
     deterministic: bool = False
+    expected: tuple[float, float] = (0.0, 0.0)
 
 
 class Serving:
@@ -81,7 +87,7 @@ class Serving:
     def rates(self) -> tuple[float, float]:
         """Tokens per second of decode and of prefill, as measured."""
         if self._engine is None:
-            return 0.0, 0.0
+            return self.offer.expected
         return self._engine.rates.decode_tokens_per_second, self._engine.rates.prefill_tokens_per_second
 
     def record(self, sequence: int) -> ServerRecord:
@@ -108,8 +114,17 @@ class Serving:
             codecs=KNOWN_CODECS,
         )
 
-    async def begin(self, span: Span) -> None:
-        """Take sessions on the loaded span, once it has been measured. Returns when others can find it."""
+    def offer_instead(self, offer: Offer) -> None:
+        """Announce something else, while nothing is loaded yet."""
+        self.offer = offer
+        self._directory.publish(self.record)
+
+    async def begin(self, span: Span, *, known: tuple[float, float] | None = None) -> None:
+        """Take sessions on the loaded span. Returns when others can find it.
+
+        Args:
+            known: its rates of decode and prefill, where they need not be measured first.
+        """
         engine = Engine(
             span,
             self._torch_thread,
@@ -117,13 +132,19 @@ class Serving:
             deterministic=self.offer.deterministic,
             segment_tokens=self.offer.segment_tokens,
         )
-        await engine.measure()
+        await engine.measure(None if known is None else Rates(*known))
         self._engine = engine
         handler = self._handler = SessionHandler(self._network, self.offer.model, engine, self.offer.compression)
         self._network.handle(SESSION, handler)
         self._state = handler.state = "online"
         self._directory.publish(self.record)
         await self._directory.announced()
+
+    async def measure(self) -> tuple[float, float]:
+        """Measure while serving, and say so from now on; the rates of decode and of prefill."""
+        assert self._engine is not None
+        await self._engine.measure()
+        return self.rates
 
     async def run(self) -> None:
         """Serve for ever what `begin` has begun."""
@@ -135,8 +156,20 @@ class Serving:
         self._state = "draining"
         self._directory.publish(self.record)
         if self._handler is not None:
+            self._network.handle(SESSION, _say_not_now)
             await self._handler.leave()
         self._directory.publish(None)
+        # A node that goes on to serve other blocks wants the memory of these.
+        self._engine = self._handler = None
+
+
+async def _say_not_now(stream: Stream) -> None:
+    """Answer who wants a session where there are none any more, or not yet."""
+    with trio.move_on_after(FIRST_FRAME_SECONDS):
+        messages = MessageStream(stream)
+        if await messages.receive() is not None:
+            error = PeerBusy("This server is leaving, or is about to hold other blocks.", hint="Try another server.")
+            await messages.send(Refused(error.code, error.message, error.hint))
 
 
 @asynccontextmanager

@@ -82,6 +82,36 @@ def test_blocks_that_the_bundled_model_does_not_have(told: Told) -> None:
     check(told("serve", "--blocks", "20:40", *LOOPBACK), "bad-range", 2, "20:40", "0:30")
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        # No process that has imported torch is so small.
+        (
+            ("--blocks", "auto", "--max-memory", "1MiB"),
+            "out-of-memory",
+            ["Not even one block", "--max-memory 1 MiB"],
+        ),
+        (("--max-memory", "1MiB"), "out-of-memory", ["Not even one block", "of weights", "for a cache of 16384"]),
+        (
+            ("--blocks", "1:3", "--max-memory", "1MiB"),
+            "out-of-memory",
+            ["Blocks 1:3", "leaves 0 MiB", "--blocks auto"],
+        ),
+        (("--num-blocks", "5"), "bad-range", ["4 blocks, not 5", "--num-blocks 4"]),
+        (("--num-blocks", "2", "--blocks", "0:2"), "bad-input", ["--blocks 0:2", "--num-blocks", "Leave one"]),
+        (
+            ("--blocks", "auto", "--cache-tokens", str(1 << 30)),
+            "out-of-memory",
+            ["1073741824 tokens", "--cache-tokens"],
+        ),
+    ],
+)
+def test_blocks_that_cannot_be_chosen(
+    told: Told, tiny_model: Path, flags: tuple[str, ...], code: str, words: list[str]
+) -> None:
+    check(told("serve", str(tiny_model), *flags, *LOOPBACK), code, 3 if code == "out-of-memory" else 2, *words)
+
+
 @pytest.mark.slow
 def test_blocks_that_nobody_serves(told: Told, address: str, other_tiny_model: Path) -> None:
     found = told("generate", "--model", str(other_tiny_model), "--prompt", "x", "--join", address)

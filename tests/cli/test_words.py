@@ -11,6 +11,7 @@ import pytest
 from swarmnode.errors import BlocksMissing, NoPeers, PeerLost
 from swarmnode.node.cli.blame import BROKEN_PIPE_EXIT, INTERNAL_EXIT, blame
 from swarmnode.node.cli.events import (
+    Chosen,
     Done,
     Event,
     Failed,
@@ -122,6 +123,22 @@ def test_quiet_people_get_nothing_else(capsys: pytest.CaptureFixture[str]) -> No
     voice.say(Progress("load", "blocks", 1, 1, "blocks"))
     answer(voice)
     assert capsys.readouterr() == ("Héllo there\n", "")
+
+
+def test_a_choice_of_blocks_is_told_with_its_reason_and_its_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    voice = PeopleVoice(quiet=False)
+    sizes = {"weights_bytes": 2 << 30, "cache_bytes": 1 << 30, "work_bytes": 512 << 20, "whole_bytes": 9 << 30}
+    for why, servers, end, limit in (("gap", 1, 12, 4 << 30), ("thin", 3, 12, None), ("all", 0, 30, 10 << 30)):
+        voice.say(Chosen((0, end), 30, why, servers, **sizes, limit_bytes=limit, cache_tokens=16384))  # type: ignore[arg-type]
+    memory = "2.0 GiB of weights, 1.0 GiB for a cache of 16384 tokens, 512 MiB to work in"
+    assert capsys.readouterr().err.splitlines() == [
+        "blocks 0:12 of 30: some of them are held by nobody else (1 other server of this model)",
+        f"  up to 3.5 GiB of 4.0 GiB of memory: {memory}; all 30 would need 9.0 GiB",
+        "blocks 0:12 of 30: there the swarm is slowest (3 other servers of this model)",
+        f"  up to 3.5 GiB of memory: {memory}; all 30 would need 9.0 GiB",
+        "blocks 0:30 of 30: all of them fit",
+        f"  up to 3.5 GiB of 10.0 GiB of memory: {memory}",
+    ]
 
 
 def test_programs_get_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

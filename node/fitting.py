@@ -1,0 +1,158 @@
+"""How many blocks of a model fit into this machine's memory: reads what there is, says what is wrong with figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from swarmnode.errors import BadInput, BadRange, OutOfMemory
+from swarmnode.models.footprint import footprint
+
+from .capacity import Need, Room, Task, cache_that_fits, fits, least_cache, need_of, windows_that_fit
+from .defaults import BATCH_TOKENS, DEFAULT_CACHE_TOKENS, PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES
+from .machine import read_host_memory, read_memory
+from .sizes import shown_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from swarmnode.models.checkpoint import Checkpoint
+
+__all__ = ["Fit", "Request", "fit_blocks"]
+
+WIDEST_ELEMENT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        window: the very blocks; None leaves them to us.
+        count: how many blocks; None is as many as fit.
+        auto: whether it was said that we should choose; else all blocks are meant, if they fit.
+        cache_tokens: how much cache; None leaves it to the room there is.
+        max_memory: bytes that this process may take on the device; None is all that is free.
+    """
+
+    window: tuple[int, int] | None = None
+    count: int | None = None
+    auto: bool = False
+    cache_tokens: int | None = None
+    max_memory: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing needs to be known of memory."""
+        return self.window is not None and self.max_memory is None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Which windows of blocks fit here.
+
+    Attributes:
+        windows: those to choose among, from block 0 on; at least one.
+        room: what they may take; endless where nobody knows.
+        whole: what all blocks need at least.
+    """
+
+    task: Task
+    windows: tuple[tuple[int, int], ...]
+    room: Room
+    whole: Need
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """What may be taken; None where nobody knows."""
+        return None if math.isinf(self.room.limit) else int(self.room.limit)
+
+    def cache_tokens(self, window: tuple[int, int]) -> int:
+        """How many tokens of cache there will be."""
+        return cache_that_fits(self.task, window, self.room)
+
+    def need(self, window: tuple[int, int]) -> Need:
+        """What a window needs with that cache."""
+        return need_of(self.task, window, self.cache_tokens(window))
+
+
+def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, request: Request) -> Fit:
+    """Find out; takes up to a second, and wants a thread of its own.
+
+    Raises:
+        BadRange: the model does not have so many blocks.
+        BadInput: it must be known how much memory is free, and the system does not say.
+        OutOfMemory: what is asked for does not fit, or not even one block.
+    """
+    total, count = checkpoint.num_blocks, request.count
+    if count is not None and count > total:
+        raise BadRange(
+            f"{checkpoint.name} has {total} blocks, not {count}.", hint=f"Give --num-blocks {total} or fewer."
+        )
+    room, words = _room(device, request)
+    task = _task(checkpoint, dtype, device, request.cache_tokens)
+    if request.window is not None:
+        windows = [request.window] if fits(task, room, request.window) else []
+    else:
+        windows = windows_that_fit(task, room, count)
+    if not windows:
+        raise _nothing_fits(checkpoint.name, task, room, request, words)
+    return Fit(task, tuple(windows), room, need_of(task, (0, total), least_cache(task)))
+
+
+def _room(device: torch.device, request: Request) -> tuple[Room, str]:
+    """What may be taken, and the same in words."""
+    memory = read_memory(device)
+    if memory is None and request.max_memory is None:
+        if request.auto:
+            raise BadInput(
+                "This system does not say how much memory is free, so nobody knows how many blocks fit.",
+                hint="Say how much may be taken, such as --max-memory 8GiB, or name the blocks.",
+            )
+        return Room(math.inf), ""
+    weights_limit = math.inf
+    if device.type not in ("cpu", "mps") and (host := read_host_memory()) is not None:
+        weights_limit = host.free  # they are read into the machine's memory first
+    if memory is None:
+        assert request.max_memory is not None
+        return Room(request.max_memory, weights_limit), f"--max-memory allows {shown_size(request.max_memory)}"
+    if request.max_memory is None or memory.free <= request.max_memory - memory.used:
+        return Room(memory.free, weights_limit), f"{shown_size(memory.free)} are free, says {memory.source}"
+    limit = max(0, request.max_memory - memory.used)
+    words = f"--max-memory {shown_size(request.max_memory)} leaves {shown_size(limit)}"
+    return Room(limit, weights_limit), f"{words} beside the {shown_size(memory.used)} that the program has already"
+
+
+def _task(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, cache_tokens: int | None) -> Task:
+    state_bytes = checkpoint.hidden_size * WIDEST_ELEMENT_BYTES
+    step_tokens = max(BATCH_TOKENS, min(PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES // state_bytes))
+    longest = min(checkpoint.context_tokens, cache_tokens or DEFAULT_CACHE_TOKENS)
+    found = footprint(
+        checkpoint.config, dtype, step_tokens=step_tokens, session_tokens=longest, device_type=device.type
+    )
+    return Task(found, step_tokens, step_tokens * state_bytes, checkpoint.context_tokens, cache_tokens)
+
+
+def _nothing_fits(name: str, task: Task, room: Room, request: Request, words: str) -> OutOfMemory:
+    count = request.count or 1
+    total, least = task.footprint.num_blocks, least_cache(task)
+    window = request.window or min(
+        ((start, start + count) for start in range(total - count + 1)),
+        key=lambda each: need_of(task, each, least).total,
+    )
+    need = need_of(task, window, least)
+    most = max((end - start for start, end in windows_that_fit(task, room)), default=0)
+    if request.window is not None:
+        what, hint = f"Blocks {window[0]}:{window[1]} of {name} need", "Name fewer blocks, or give --blocks auto"
+    elif most:
+        what, hint = f"{count} blocks of {name} need", f"Give --num-blocks {most} or fewer"
+    else:
+        what, hint = f"Not even one block of {name} fits: it needs", "Make room, or raise --max-memory"
+    if need.weights > room.weights_limit:
+        words = f"{words}; and {shown_size(room.weights_limit)} are free where weights are read into first"
+    return OutOfMemory(
+        f"{what} {shown_size(need.total)} ({shown_size(need.weights)} of weights, {shown_size(need.cache)} for a cache "
+        f"of {least} tokens, {shown_size(need.work)} to work in), and {words}.",
+        hint=f"{hint}; fewer --cache-tokens or a smaller --dtype need less.",
+    )
