@@ -268,9 +268,9 @@ class Engine:
             each.use.ended(why)
 
     def _ran(self, ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]) -> None:
-        """A batch is through: begin the next, then hand out what this one gave."""
+        """A batch is through: have the torch thread go on if anything waits, then hand out what this one gave."""
         batch, self._under_way = self._under_way, []
-        results = self._results(batch, ran)
+        results = _results(batch, ran)
         for chunk, result in zip(batch, results, strict=True):
             session = chunk.step.session
             if isinstance(result, SwarmnodeError):
@@ -278,21 +278,12 @@ class Engine:
             self._schedule.done(session)
             if self._sessions[session].closing:
                 self._release(session)
-        self._next()
+        if self._schedule.waiting_steps:
+            self._next()
         for chunk, result in zip(batch, results, strict=True):
             if result is not None and chunk.step.session in self._sessions:
                 chunk.step.work.done(result)
-
-    def _results(
-        self, batch: Sequence[Chunk[Job]], ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]
-    ) -> Sequence[Computed | SwarmnodeError | None]:
-        if isinstance(ran, outcome.Error):
-            _log.error("a batch failed", exc_info=ran.error)
-            fault = MachineFault("The server failed while computing.", hint="Try another server.")
-            return [fault] * len(batch)
-        results = ran.unwrap()
         self._observe(batch, results)
-        return results
 
     def _observe(self, batch: Sequence[Chunk[Job]], results: Sequence[Computed | SwarmnodeError | None]) -> None:
         done = [(chunk, each) for chunk, each in zip(batch, results, strict=True) if isinstance(each, Computed)]
@@ -336,3 +327,12 @@ class Engine:
         begun = time.perf_counter()
         tensor_to_bytes(held.part.step(held.cache, noise, position), "float32")  # waits for the device
         return time.perf_counter() - begun
+
+
+def _results(
+    batch: Sequence[Chunk[Job]], ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]
+) -> Sequence[Computed | SwarmnodeError | None]:
+    if isinstance(ran, outcome.Value):
+        return ran.value
+    _log.error("a batch failed", exc_info=ran.error)
+    return [MachineFault("The server failed while computing.", hint="Try another server.")] * len(batch)
