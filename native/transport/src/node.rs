@@ -8,6 +8,7 @@ use crate::muxed::{Connection, Pending};
 use crate::quic::{self, Endpoint, Setup};
 use crate::tcp;
 use libp2p_identity::{Keypair, PeerId};
+use socket2::SockRef;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -202,6 +203,10 @@ impl Node {
             if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket =
             UdpSocket::bind((any, 0)).map_err(|error| Error::Lost(format!("no socket ({error})")))?;
+        let options = SockRef::from(&socket);
+        // A burst that finds the buffer full waits for a timer. The kernel gives what it allows.
+        let _ = options.set_recv_buffer_size(limits::SOCKET_BUFFER_BYTES);
+        let _ = options.set_send_buffer_size(limits::SOCKET_BUFFER_BYTES);
         self.endpoint(socket)
     }
 }
