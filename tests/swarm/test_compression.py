@@ -17,7 +17,7 @@ from swarmnode.node.client import ring
 from swarmnode.node.library import Model
 from swarmnode.node.links import Link
 from swarmnode.node.net.pipe import PipeStream
-from swarmnode.node.server import batch, engine, serving
+from swarmnode.node.server import batch, serving
 from swarmnode.protocols.tensors import (
     CODEC_E4M3,
     CODEC_H4,
@@ -47,13 +47,8 @@ def travelled(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
         return header, body
 
     monkeypatch.setattr(ring, "tensor_to_bytes", counted)
-    monkeypatch.setattr(engine.Engine, "measure", _no_measure)
     monkeypatch.setattr(batch, "tensor_to_bytes", counted)
     return counts
-
-
-async def _no_measure(_: engine.Engine) -> None:
-    pass
 
 
 @pytest.fixture
