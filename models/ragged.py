@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -75,11 +76,14 @@ class Ragged:
         return ""
 
     @contextmanager
-    def packed(self, pieces: Sequence[Piece], padding: int, *, as_stock: bool) -> Iterator[dict[str, Any]]:
+    def packed(
+        self, pieces: Sequence[Piece], padding: int, device: torch.device, *, as_stock: bool
+    ) -> Iterator[dict[str, Any]]:
         """Arguments for the decoder, which attends raggedly meanwhile.
 
         Args:
             padding: rows behind those of the pieces.
+            device: where the decoder computes; the pieces may have come elsewhere.
             as_stock: by the stock kernels, with the bits of the stock model; else by quicker ones, and experts, too,
                 work on whole rows each.
 
@@ -89,7 +93,7 @@ class Ragged:
         batch = Batch(pieces, padding, self._attention, as_stock=as_stock)
         arguments: dict[str, Any] = {"use_cache": True, "past_key_values": self._passage}
         if self._takes_positions:
-            arguments["position_ids"] = batch.position_ids().to(pieces[0].hidden.device)
+            arguments["position_ids"] = batch.position_ids().to(device)
         with _implementations(self._configs, experts=not as_stock), batch.running():
             yield arguments
         if batch.written != self._held:

@@ -207,7 +207,7 @@ class Span:
         as_stock = len(pieces) == 1 and not deterministic
         padding = 0 if as_stock else -sum(sizes) % self._whole_rows
         packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
-        with self._ragged.packed(pieces, padding, as_stock=as_stock) as about:
+        with self._ragged.packed(pieces, padding, self.device, as_stock=as_stock) as about:
             out = self._through(packed, about)
         for piece in pieces:
             piece.cache.position += piece.hidden.shape[1]

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from swarmnode.node.machine import cpu_name
+
 __all__ = ["host_facts", "print_report", "spread"]
 
 LIBRARIES = ("swarmnode", "torch", "transformers", "libp2p", "trio")
@@ -34,7 +36,7 @@ def host_facts() -> dict[str, object]:
         except PackageNotFoundError:
             versions[library] = "not installed"
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()}",
@@ -47,17 +49,6 @@ def print_report(name: str, figures: dict[str, object]) -> None:
     command = " ".join(["scripts/bench", *sys.argv[1:]])
     report = {"bench": name, "command": command, "host": host_facts(), **figures}
     print(json.dumps(report, indent=2, ensure_ascii=False))
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float | None:
