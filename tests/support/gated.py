@@ -126,3 +126,11 @@ def line(peer: str, why: str) -> str:
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What all nodes of a test have put into their logs for people to see, sorted."""
     return sorted(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+async def said(caplog: pytest.LogCaptureFixture, *expected: str) -> list[str]:
+    """`lines`, once there are as many as expected: two nodes that part say so each in its own time."""
+    with trio.move_on_after(HANG_SECONDS):
+        while len(lines(caplog)) < len(expected):  # noqa: ASYNC110 - nothing tells when a node has logged
+            await trio.sleep(0.02)
+    return lines(caplog)

@@ -23,6 +23,7 @@ from support.gated import (
     line,
     lines,
     node,
+    said,
     two,
 )
 from support.loopback import CARRIERS
@@ -72,7 +73,8 @@ async def test_a_stranger_gets_no_protocol_in_either_direction(listen: str, capl
         assert not called
         assert await is_alone(member)
         assert member.questions == 0  # type: ignore[attr-defined]
-        assert lines(caplog) == sorted([line(stranger.peer, NO_KEY), line(member.peer, WANTED)])
+        both = (line(stranger.peer, NO_KEY), line(member.peer, WANTED))
+        assert await said(caplog, *both) == sorted(both)
 
 
 class Scripted(Gate):
@@ -143,10 +145,10 @@ async def get_in(listen: str, play: Any, caplog: pytest.LogCaptureFixture) -> st
         with trio.fail_after(GATE_SECONDS + 3):
             await refused.wait()
         assert await is_alone(member)
-    [said] = lines(caplog)
+    [told] = lines(caplog)
     start = line(identity.peer, "")
-    assert said.startswith(start)
-    return said.removeprefix(start)
+    assert told.startswith(start)
+    return told.removeprefix(start)
 
 
 @contextmanager
@@ -214,7 +216,8 @@ async def test_a_proof_that_was_good_once_is_not_good_again(
                 await dialler.connect(listener.addrs[0])
             assert await is_alone(member)
             assert await is_alone(thief)
-            assert lines(caplog) == sorted([line(traitor.peer, WRONG_KEY), line(member.peer, WRONG_KEY)])
+            both = (line(traitor.peer, WRONG_KEY), line(member.peer, WRONG_KEY))
+            assert await said(caplog, *both) == sorted(both)
 
 
 async def test_a_proof_sent_back_to_its_maker(listen: str, caplog: pytest.LogCaptureFixture) -> None:
