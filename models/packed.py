@@ -7,7 +7,7 @@ stands for the cache. They find the batch that is running now in a context varia
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -189,7 +189,7 @@ class _Call:
         keys, values = slab.append(new_keys, new_values, position, session.end)
         first = slab.first(position)
         seen = position + tokens - first
-        mask = self._mask.make(tokens, seen, position, first)
+        mask = self._mask.make(tokens, seen, position, first, queries.device)
         if not self._as_stock:
             torch.set_num_threads(self._threads if queries.numel() * seen > LEAST_SHARED_WORK else 1)
         if self._grouped and tokens == 1 and mask is None:
@@ -223,13 +223,13 @@ class _Recipe:
     def __init__(self, make: Callable[..., torch.Tensor | None], about: dict[str, Any]) -> None:
         self._make = make
         self._about = about
-        self._made: dict[tuple[int, int, int, int], torch.Tensor | None] = {}
+        self._made: dict[Hashable, torch.Tensor | None] = {}
 
-    def make(self, queries: int, keys: int, position: int, first: int) -> torch.Tensor | None:
+    def make(self, queries: int, keys: int, position: int, first: int, device: torch.device) -> torch.Tensor | None:
         """For `queries` tokens from `position` on, which see `keys` tokens from `first` on."""
-        asked = (queries, keys, position, first)
+        asked = (queries, keys, position, first, device)
         if asked not in self._made:
-            sizes = {"q_length": queries, "kv_length": keys, "q_offset": position, "kv_offset": first}
+            sizes = {"q_length": queries, "kv_length": keys, "q_offset": position, "kv_offset": first, "device": device}
             self._made[asked] = self._make(**(self._about | sizes | {"batch_size": 1}))
         return self._made[asked]
 
