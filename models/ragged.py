@@ -56,7 +56,7 @@ class Ragged:
         self._passage = Passage(config, held)
         # A multimodal model may only hand them on.
         self._takes_positions = not {"position_ids", "kwargs"}.isdisjoint(argument_names(decoder))
-        self._configs = _configs(decoder)
+        self._configs = [(config, config._experts_implementation_internal) for config in _configs(decoder)]
         self._attention = str(config._attn_implementation)
         self._held = held
         self._windows = {layer: getattr(self._passage.layers[layer], "sliding_window", None) for layer in sorted(held)}
@@ -107,14 +107,17 @@ def _configs(decoder: nn.Module) -> list[PretrainedConfig]:
 
 
 @contextmanager
-def _implementations(configs: Sequence[PretrainedConfig], *, experts: bool) -> Iterator[None]:
-    """Name our functions in the configs for a while. One pass at a time may do so."""
-    before = [(each, each._attn_implementation_internal, each._experts_implementation_internal) for each in configs]
+def _implementations(configs: Sequence[tuple[PretrainedConfig, str | None]], *, experts: bool) -> Iterator[None]:
+    """Name our functions in the configs for a while; a pass that this one interrupts finds its own afterwards.
+
+    Args:
+        configs: each with the stock name of what runs its experts.
+    """
+    before = [(each, each._attn_implementation_internal, each._experts_implementation_internal) for each, _ in configs]
     try:
-        for config in configs:
+        for config, stock_experts in configs:
             config._attn_implementation_internal = NAME
-            if experts:
-                config._experts_implementation_internal = EXPERTS
+            config._experts_implementation_internal = EXPERTS if experts else stock_experts
         yield
     finally:
         for config, attention_before, experts_before in before:

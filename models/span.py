@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from .packed import Piece
 from .quirks import one_by_one, quirks_of
 from .ragged import Ragged, whole_rows
 from .slabs import RaggedCache
-from .stand_ins import Doorway, Gate
+from .stand_ins import Doorway, Gate, Pass, Way
 
 __all__ = ["Piece", "RaggedCache", "Span", "SpanCache"]
 
@@ -51,7 +51,8 @@ class Span:
         self.hidden_size = cut.hidden_size(model.config)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
-        self._decoder, blocks, self._first, self._last = _open_doors(model, self.start, self.end)
+        self._way = Way()
+        self._decoder, blocks = _open_doors(model, self.start, self.end, self._way)
         self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
         self._held = _cache_layers(blocks, self.start)
         self._ragged = Ragged(self._decoder, self._config, self._held)
@@ -141,12 +142,21 @@ class Span:
         return self.run([Piece(cache, hidden, position)])[0]
 
     @torch.inference_mode()
-    def run(self, pieces: Sequence[Piece], *, deterministic: bool = False) -> list[torch.Tensor]:
+    def run(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        deterministic: bool = False,
+        between: Callable[[], object] | None = None,
+    ) -> list[torch.Tensor]:
         """Run the blocks on the next tokens of several sessions, in one pass where they have ragged caches.
 
         A session's steps come out the same bit for bit whoever shares the pass and in whatever order, on one CPU with
         one number of threads. When `deterministic` is false, a piece that has a pass for itself may come out in
         other last bits, those of the stock model: a lone stream is quicker then.
+
+        Args:
+            between: called before each block. It may run other sessions on the same blocks: no bits depend on that.
 
         Returns:
             For each piece the hidden state after block `end - 1`, shape of its `hidden`, in the span's dtype on the
@@ -160,8 +170,9 @@ class Span:
         for piece in pieces:
             self.check(piece)
         packed = [piece for piece in pieces if isinstance(piece.cache, RaggedCache)]
-        outs = dict(zip(map(id, packed), self._run_packed(packed, deterministic), strict=True)) if packed else {}
-        return [outs[id(piece)] if id(piece) in outs else self._run_alone(piece) for piece in pieces]
+        together = self._run_packed(packed, deterministic, between) if packed else []
+        outs = dict(zip(map(id, packed), together, strict=True))
+        return [outs[id(piece)] if id(piece) in outs else self._run_alone(piece, between) for piece in pieces]
 
     def check(self, piece: Piece) -> None:
         """Refuse what cannot be run.
@@ -199,7 +210,9 @@ class Span:
                 span=span,
             )
 
-    def _run_packed(self, pieces: Sequence[Piece], deterministic: bool) -> list[torch.Tensor]:
+    def _run_packed(
+        self, pieces: Sequence[Piece], deterministic: bool, between: Callable[[], object] | None
+    ) -> list[torch.Tensor]:
         for piece in pieces:
             _go_to(piece)
         hidden = [self._here(piece.hidden).flatten(0, 1) for piece in pieces]
@@ -208,38 +221,38 @@ class Span:
         padding = 0 if as_stock else -sum(sizes) % self._whole_rows
         packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
         with self._ragged.packed(pieces, padding, self.device, as_stock=as_stock) as about:
-            out = self._through(packed, about)
+            out = self._through(packed, about, between)
         for piece in pieces:
             piece.cache.position += piece.hidden.shape[1]
         apart = torch.split(out[0, : sum(sizes)], sizes)
         return [rows.view_as(piece.hidden) for rows, piece in zip(apart, pieces, strict=True)]
 
-    def _run_alone(self, piece: Piece) -> torch.Tensor:
+    def _run_alone(self, piece: Piece, between: Callable[[], object] | None) -> torch.Tensor:
         cache = cast(SpanCache, piece.cache)
         _go_to(piece)
         cache.spoiled = True  # until the step is through: half a step must not be built upon
         out = [
-            self._run_stock(cache, one)
+            self._run_stock(cache, one, between)
             for step in torch.split(self._here(piece.hidden), [*piece.steps], dim=1)
             for one in torch.split(step, 1 if self._single_steps and cache.position else step.shape[1], dim=1)
         ]
         cache.spoiled = False
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
-    def _run_stock(self, cache: SpanCache, hidden: torch.Tensor) -> torch.Tensor:
-        out = self._through(hidden, cut.step_arguments(self._decoder, cache.ready(), cache.position, hidden))
+    def _run_stock(self, cache: SpanCache, hidden: torch.Tensor, between: Callable[[], object] | None) -> torch.Tensor:
+        about = cut.step_arguments(self._decoder, cache.ready(), cache.position, hidden)
+        out = self._through(hidden, about, between)
         cache.position += hidden.shape[1]
         return out
 
-    def _through(self, hidden: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:
-        self._first.incoming = hidden
-        try:
+    def _through(
+        self, hidden: torch.Tensor, about: dict[str, Any], between: Callable[[], object] | None
+    ) -> torch.Tensor:
+        this = Pass(hidden, between)
+        with self._way.taken(this):
             # What the stock code makes of the zeros before the first held block is replaced in the doorway.
             self._decoder(inputs_embeds=torch.zeros_like(hidden), **about)
-            return _hidden_state(self._last.outgoing).contiguous()
-        finally:
-            self._first.incoming = None
-            self._first.outgoing = self._last.outgoing = None
+        return _hidden_state(this.outgoing).contiguous()
 
     def _here(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.to(device=self.device, dtype=self.dtype)
@@ -260,19 +273,17 @@ def _go_to(piece: Piece) -> None:
     piece.cache.rows = piece.hidden.shape[0]
 
 
-def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module, list[nn.Module], Doorway, Doorway]:
-    """The decoder to call, the blocks `start:end`, and where hidden states go in and come out.
+def _open_doors(model: PreTrainedModel, start: int, end: int, way: Way) -> tuple[nn.Module, list[nn.Module]]:
+    """The decoder to call, whose passes are on `way`, and the blocks `start:end`.
 
     The modules on the way from the decoder to its blocks are shallow copies, so that spans can share the weights.
     """
     layout: cut.Layout = model.swarmnode_layout
     all_blocks = list(cast(nn.ModuleList, model.get_submodule(layout.blocks)))
     blocks = all_blocks[start:end]
-    first = Doorway(blocks[0])
-    last = first if len(blocks) == 1 else Doorway(blocks[-1])
     returns = quirks_of(model.config.model_type).block_returns
     row: list[nn.Module] = [Gate(block, returns) for block in all_blocks]
-    row[start:end] = [first, *blocks[1:-1], last][: len(blocks)]
+    row[start:end] = [Doorway(block, way) for block in blocks]
     inner: nn.Module = nn.ModuleList(row)
     path = layout.blocks
     while path != layout.decoder:
@@ -280,7 +291,7 @@ def _open_doors(model: PreTrainedModel, start: int, end: int) -> tuple[nn.Module
         owner = copy.copy(model.get_submodule(path))
         owner._modules = {**owner._modules, name: inner}
         inner = owner
-    return inner, blocks, first, last
+    return inner, blocks
 
 
 def _cache_layers(blocks: list[nn.Module], start: int) -> frozenset[int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Absent", "Doorway", "Gate"]
+__all__ = ["Absent", "Doorway", "Gate", "Pass", "Way"]
 
 
 class _StandIn(nn.Module):
@@ -59,22 +62,57 @@ class Absent(_StandIn):
         return torch.zeros(())
 
 
+@dataclass(slots=True)
+class Pass:
+    """One run of the stock decoder.
+
+    Attributes:
+        incoming: what the first block is given instead of what the stock code brings; taken by it.
+        outgoing: what the last block that ran has returned.
+        between: called before each block, where given. It may run other passes of the same blocks.
+    """
+
+    incoming: torch.Tensor | None
+    between: Callable[[], object] | None = None
+    outgoing: object = None
+
+
+class Way:
+    """The way through some blocks: tells their doorways which pass is on it."""
+
+    def __init__(self) -> None:
+        self.now: Pass | None = None
+
+    @contextmanager
+    def taken(self, by: Pass) -> Iterator[None]:
+        """While this lasts, the pass is on it; one that it interrupts goes on afterwards."""
+        interrupted, self.now = self.now, by
+        try:
+            yield
+        finally:
+            self.now = interrupted
+
+
 class Doorway(_StandIn):
-    """Stands around a held block: gives it `incoming` instead of what the stock code brings, keeps what it returns.
+    """Stands around a held block: gives it what the pass brings if it is the first, keeps what it returns.
 
     The block itself is untouched, so several spans may share it.
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, way: Way) -> None:
         super().__init__(block)
-        self.incoming: torch.Tensor | None = None
-        self.outgoing: object = None
+        vars(self)["way"] = way
 
     def forward(self, *args: Any, **kwargs: Any) -> object:
         """Run the block."""
-        if self.incoming is not None and args:
-            args = (self.incoming, *args[1:])
-        elif self.incoming is not None:
-            kwargs["hidden_states"] = self.incoming
-        self.outgoing = vars(self)["stands_for"](*args, **kwargs)
-        return self.outgoing
+        now: Pass = vars(self)["way"].now
+        if now.between is not None:
+            now.between()
+        if now.incoming is not None:
+            if args:
+                args = (now.incoming, *args[1:])
+            else:
+                kwargs["hidden_states"] = now.incoming
+            now.incoming = None
+        now.outgoing = vars(self)["stands_for"](*args, **kwargs)
+        return now.outgoing

@@ -27,15 +27,21 @@ Ts = TypeVarTuple("Ts")
 class _Job:
     """One call, and who is told what came of it."""
 
-    __slots__ = ("call", "done")
+    __slots__ = ("call", "done", "urgent")
 
-    def __init__(self, call: Callable[[], Any], done: Callable[[outcome.Outcome[Any]], object]) -> None:
+    def __init__(
+        self, call: Callable[[], Any], done: Callable[[outcome.Outcome[Any]], object], *, urgent: bool
+    ) -> None:
         self.call = call
         self.done = done
+        self.urgent = urgent
 
 
 class TorchThread:
-    """Runs calls one after the other, in the order they came. Made by `open_torch_thread`."""
+    """Runs calls one after the other, in the order they came. Made by `open_torch_thread`.
+
+    A long call may let urgent ones run in its midst (`give_way`).
+    """
 
     def __init__(self, *, max_jobs: int = MAX_TORCH_JOBS) -> None:
         self._bell = bell_of_this_run()
@@ -47,8 +53,11 @@ class TorchThread:
         # A daemon: a load of minutes must not keep a cancelled program alive.
         self._thread = threading.Thread(target=self._work, name="swarmnode-torch", daemon=True)
 
-    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def run(self, call: Callable[[*Ts], T], *args: *Ts, urgent: bool = False) -> T:
         """Run `call(*args)` on the thread and return what it returns or raise what it raises.
+
+        Args:
+            urgent: whether it may run in the midst of a call that gives way. Torch is in inference mode there, perhaps.
 
         Cancelling is safe: a call that has not begun never runs; one that has begun runs to its end and its result is
         thrown away. Raises `RuntimeError` when the thread has been closed.
@@ -74,30 +83,50 @@ class TorchThread:
             return trio.lowlevel.Abort.SUCCEEDED
 
         try:
-            job = self._add(lambda: call(*args), done)
+            job = self._add(lambda: call(*args), done, urgent=urgent)
         except RuntimeError:
             self._room.release()
             raise
         result: T = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
 
-    def start(self, call: Callable[[], T], done: Callable[[outcome.Outcome[T]], object]) -> None:
+    def start(
+        self, call: Callable[[], T], done: Callable[[outcome.Outcome[T]], object], *, urgent: bool = False
+    ) -> None:
         """Have `call` run after those that came before, and `done` called on the event loop with what came of it.
+
+        `urgent` as for `run`.
 
         Nothing bounds how many calls wait but whoever makes them. Nobody is told of those that the end of the thread
         leaves behind. Raises `RuntimeError` when it has been closed.
         """
-        self._add(call, done)
+        self._add(call, done, urgent=urgent)
+
+    def give_way(self) -> bool:
+        """Run the urgent calls that wait now, and tell what came of them; whether there were any.
+
+        To be called by a call on this thread, where others may run in its midst.
+        """
+        given = False
+        for _ in range(len(self._jobs)):
+            with self._changed:
+                job = next((job for job in self._jobs if job.urgent), None)
+                if job is None:
+                    break
+                self._jobs.remove(job)
+            given = True
+            self._tell(partial(job.done, outcome.capture(job.call)))
+        return given
 
     @property
     def waiting(self) -> int:
         """How many calls have not begun."""
         return len(self._jobs)
 
-    def _add(self, call: Callable[[], T], done: Callable[[outcome.Outcome[T]], object]) -> _Job:
+    def _add(self, call: Callable[[], T], done: Callable[[outcome.Outcome[T]], object], *, urgent: bool) -> _Job:
         if self._closing:
             raise RuntimeError("the torch thread is closed")
-        job = _Job(call, done)
+        job = _Job(call, done, urgent=urgent)
         with self._changed:
             self._jobs.append(job)
             self._changed.notify()

@@ -226,7 +226,7 @@ class Generation:
             self._sampler = Sampler(self._sampling, self._session.ids)
         else:
             answers = await self._session.extend(self.ids[-1:], keep=1, encoded=self._encoded)
-        token, self._encoded = await self._asker.torch_thread.run(self._pick, answers[-1])
+        token, self._encoded = await self._asker.torch_thread.run(self._pick, answers[-1], urgent=True)
         ended = time.perf_counter()
         if self.ids:
             self._decode_steps += 1

@@ -230,7 +230,7 @@ class Session:
         for begin in range(start, end, ring.max_step_tokens):
             stop = min(begin + ring.max_step_tokens, end)
             if encoded is None or stop - begin < end - start:
-                encoded = await self._asker.torch_thread.run(self._encode, begin, stop)
+                encoded = await self._asker.torch_thread.run(self._encode, begin, stop, urgent=True)
             tensor, body = encoded
             kept = min(max(0, stop - (end - keep)), stop - begin)
             steps.append((await ring.submit(tensor, body, position=begin, keep=kept), kept))

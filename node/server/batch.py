@@ -85,12 +85,25 @@ class Job:
         return Computed(tensor, body, _microseconds(now - self.asked - computed), _microseconds(computed))
 
 
-def run_batch(chunks: Sequence[Chunk[Job]], *, deterministic: bool) -> list[Computed | SwarmnodeError | None]:
+def run_batch(
+    chunks: Sequence[Chunk[Job]], *, deterministic: bool, between: Callable[[], object] | None = None
+) -> list[Computed | SwarmnodeError | None]:
     """Run a batch; for each chunk its step's result, why it failed, or None when the step is not through yet.
 
     Sessions on one part of the span share a pass. What is wrong with one of them is no other's loss.
+
+    Args:
+        between: called before each block; what it takes does not count as computing.
     """
     begun = time.perf_counter()
+
+    def pause() -> None:
+        nonlocal begun
+        assert between is not None
+        stopped = time.perf_counter()
+        between()
+        begun += time.perf_counter() - stopped
+
     results: list[Computed | SwarmnodeError | None] = [None] * len(chunks)
     passes: dict[int, list[tuple[int, Piece]]] = {}
     for index, chunk in enumerate(chunks):
@@ -104,20 +117,23 @@ def run_batch(chunks: Sequence[Chunk[Job]], *, deterministic: bool) -> list[Comp
         passes.setdefault(id(job.held.part), []).append((index, piece))
     for members in passes.values():
         part = chunks[members[0][0]].step.work.held.part
-        outs = _run(part, [piece for _, piece in members], deterministic=deterministic)
+        stop = None if between is None else pause
+        outs = _run(part, [piece for _, piece in members], deterministic=deterministic, between=stop)
         for (index, _), out in zip(members, outs, strict=True):
             chunk = chunks[index]
             results[index] = out if isinstance(out, SwarmnodeError) else chunk.step.work.take(chunk, out, begun)
     return results
 
 
-def _run(part: Span, pieces: list[Piece], *, deterministic: bool) -> Sequence[torch.Tensor | SwarmnodeError]:
+def _run(
+    part: Span, pieces: list[Piece], *, deterministic: bool, between: Callable[[], object] | None
+) -> Sequence[torch.Tensor | SwarmnodeError]:
     """One pass; when the device has no room for it, one for each piece."""
     try:
-        return part.run(pieces, deterministic=deterministic)
+        return part.run(pieces, deterministic=deterministic, between=between)
     except torch.OutOfMemoryError:
         if len(pieces) > 1:
-            return [_run(part, [piece], deterministic=deterministic)[0] for piece in pieces]
+            return [_run(part, [piece], deterministic=deterministic, between=between)[0] for piece in pieces]
     tokens = pieces[0].hidden.shape[1]
     return [OutOfMemory(f"The device has no room for {tokens} tokens more.", hint="Try later, or another server.")]
 

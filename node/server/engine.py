@@ -1,7 +1,8 @@
 """The span of a server and all that wants to use it: takes steps, runs them in batches, keeps caches within bounds.
 
 What to run next, and who may hold how much, is decided in `schedule.py` and `cache_budget.py`; `batch.py` computes. One
-batch is under way at a time. Knows no stream.
+batch is under way at a time; but one that carries much prefill stops between blocks for batches of decode, which are
+done with before it is (`pauses.py`). Knows no stream.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from swarmnode.protocols.messages import Step, TensorHeader
 from .batch import Computed, Held, Job, run_batch
 from .busy import Busy
 from .cache_budget import CacheBudget, CacheStatistics
+from .giving_way import GivingWay
+from .pauses import parted
 from .rates import Rates
 from .schedule import Activity, Chunk, Pending, Priority, Schedule, segments_of
 
@@ -102,7 +105,9 @@ class Engine:
         self._sessions: dict[bytes, _Session] = {}
         self._parts: WeakValueDictionary[tuple[int, int], Span] = WeakValueDictionary()
         self._parts[span.start, span.end] = span
-        self._under_way: list[Chunk[Job]] = []
+        self._batch: list[Chunk[Job]] = []
+        self._interrupted: list[Chunk[Job]] = []  # prefill, which stops for the other
+        self._between = GivingWay(torch_thread, span.device)
         self._to_end: list[tuple[bytes, SwarmnodeError]] = []
         self._stuck = trio.Event()
         self._first_tokens = self._token_bytes = 0
@@ -183,7 +188,7 @@ class Engine:
         )
         if busy is None:
             try:
-                held = await self._torch_thread.run(self._hold, use.start, use.end)
+                held = await self._torch_thread.run(self._hold, use.start, use.end, urgent=True)
             except BaseException:
                 self._budget.release(use.session, trio.current_time())
                 raise
@@ -234,19 +239,28 @@ class Engine:
             self._next()
 
     def _next(self) -> None:
-        """Begin the next batch, if none is under way."""
-        while not self._under_way:
-            batch = self._schedule.next_batch(partial(self._has_room, trio.current_time()))
+        """Begin the next batch, unless there is one that has to end first."""
+        while not self._batch:
+            room = partial(self._has_room, trio.current_time())
+            batch = self._schedule.next_batch(room, prefill=not self._interrupted)
             ending, self._to_end = self._to_end, []
             for session, why in ending:
                 self._end(session, why)
-            if batch:
-                self._under_way = batch
-                self._torch_thread.start(partial(run_batch, batch, deterministic=self._deterministic), self._ran)
-            elif not ending:  # else what they held may be enough for others
+            first, behind = parted(batch, self._schedule.pace)
+            if first:
+                self._batch = first
+                self._start(first, None)
+            if behind:
+                self._interrupted = behind
+                self._start(behind, self._between)
+            if batch or not ending:  # else what they held may be enough for others
                 break
-        if not self._under_way and self._schedule.waiting_steps:
+        if not self._batch and self._schedule.waiting_steps:
             self._stuck.set()
+
+    def _start(self, batch: list[Chunk[Job]], between: GivingWay | None) -> None:
+        run = partial(run_batch, batch, deterministic=self._deterministic, between=between)
+        self._torch_thread.start(run, partial(self._ran, batch), urgent=between is None)
 
     def _has_room(self, now: float, chunk: Chunk[Job]) -> bool:
         session = chunk.step.session
@@ -267,9 +281,12 @@ class Engine:
             each.held.cache = each.held.part.open_session()
             each.use.ended(why)
 
-    def _ran(self, ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]) -> None:
+    def _ran(self, batch: list[Chunk[Job]], ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]) -> None:
         """A batch is through: have the torch thread go on if anything waits, then hand out what this one gave."""
-        batch, self._under_way = self._under_way, []
+        if batch is self._interrupted:
+            self._interrupted = []
+        else:
+            self._batch = []
         results = _results(batch, ran)
         for chunk, result in zip(batch, results, strict=True):
             session = chunk.step.session

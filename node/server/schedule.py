@@ -91,6 +91,10 @@ class Pending(Generic[Work]):
     def tokens(self) -> int:
         return sum(self.segments)
 
+    @property
+    def is_prefill(self) -> bool:
+        return self.tokens > DECODE_TOKENS
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Generic[Work]):
@@ -255,7 +259,7 @@ class Schedule(Generic[Work]):
         """The chunks to run together next; empty when nothing can run.
 
         Args:
-            prefill: whether prefill may be among them; not while an earlier batch's is under way, interrupted.
+            prefill: whether prefill may be among them; not while an earlier batch's is under way.
             room: asked of each chunk that is about to be taken, and only then; at no, the step stays in line.
         """
         lanes: dict[tuple[bool, Priority], list[_Waiting[Work]]] = {}

@@ -110,3 +110,41 @@ async def test_a_closed_thread_says_so() -> None:
         pass
     with pytest.raises(RuntimeError, match="closed"):
         await torch_thread.run(abs, 1)
+
+
+async def test_urgent_calls_run_in_the_midst_of_one_that_gives_way() -> None:
+    seen: list[str] = []
+    gate = threading.Event()
+
+    async with open_torch_thread() as torch_thread, trio.open_nursery() as nursery:
+
+        def give_way_twice() -> None:
+            seen.append("begins")
+            gave.append(torch_thread.give_way())
+            seen.append("goes on")
+            gave.append(torch_thread.give_way())
+
+        def fail() -> None:
+            raise KeyError("gone")
+
+        async def failing() -> None:
+            with pytest.raises(KeyError, match="gone"):
+                await torch_thread.run(fail, urgent=True)
+            seen.append("failed")
+
+        gave: list[bool] = []
+        await hold(torch_thread, nursery, gate)
+        nursery.start_soon(torch_thread.run, give_way_twice)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(3):
+            nursery.start_soon(torch_thread.run, seen.append, f"ordinary {number}")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(partial(torch_thread.run, seen.append, f"urgent {number}", urgent=True))
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(failing)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert gave == [True, False]
+    seen.remove("failed")
+    urgent, ordinary = ([f"{kind} {number}" for number in range(3)] for kind in ("urgent", "ordinary"))
+    assert seen == ["begins", *urgent, "goes on", *ordinary]
