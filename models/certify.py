@@ -24,6 +24,7 @@ from .quirks import quirks_of
 from .ragged_comparison import RaggedFindings, compare_ragged
 from .tiny import tiny_config
 from .tiny_checkpoint import tiny_checkpoint
+from .training_comparison import compare_training
 
 __all__ = ["certify_family", "known_families", "page", "table"]
 
@@ -45,7 +46,8 @@ def certify_family(family: str) -> Certificate:
         with tiny_checkpoint(tiny_config(family)) as checkpoint:
             require_consistent(checkpoint.whole)
             findings = compare(checkpoint)
-            return _judge(family, findings, compare_ragged(checkpoint.span(0, num_blocks(checkpoint.config))))
+            sharing = compare_ragged(checkpoint.span(0, num_blocks(checkpoint.config)))
+            return _judge(family, findings, sharing, compare_training(checkpoint))
     except SwarmnodeError as error:
         return _refused(family, error.message)
     except Exception as error:  # noqa: BLE001  any failure of a foreign model is a finding, not a crash
@@ -53,10 +55,20 @@ def certify_family(family: str) -> Certificate:
 
 
 def _refused(family: str, reason: str) -> Certificate:
-    return Certificate(family, False, reason, None, truncatable=False, ragged=False, why_not_ragged="")
+    return Certificate(
+        family,
+        certified=False,
+        reason=reason,
+        max_difference=None,
+        truncatable=False,
+        ragged=False,
+        why_not_ragged="",
+        trains=False,
+        why_not_trains="",
+    )
 
 
-def _judge(family: str, findings: Findings, sharing: RaggedFindings) -> Certificate:
+def _judge(family: str, findings: Findings, sharing: RaggedFindings, why_not_trains: str) -> Certificate:
     failed = [f"{heading} ({gap:.1e})" for heading, gap in findings.differences.items() if gap > 0]
     return Certificate(
         family,
@@ -66,6 +78,8 @@ def _judge(family: str, findings: Findings, sharing: RaggedFindings) -> Certific
         truncatable=findings.truncatable and not failed,
         ragged=not failed and not sharing.why_not,
         why_not_ragged="" if failed else sharing.why_not,
+        trains=not failed and not why_not_trains,
+        why_not_trains="" if failed else why_not_trains,
     )
 
 
@@ -91,6 +105,10 @@ def page(certificates: Sequence[Certificate]) -> str:
         "",
         "Sessions of a family that *shares* passes are packed into one pass of the blocks, prefill and decode alike,",
         "and what each is given is, bit for bit, what it is given alone. Those of the others run one after another.",
+        "",
+        f"Of the certified, {sum(entry.trains for entry in served)} can be trained in parts: they gave the gradients",
+        "that autograd gives on the whole model, of what enters the first block and of deep prompts.",
+        *[f"- Not {entry.family}: {entry.why_not_trains}" for entry in served if not entry.trains],
         "",
         "A session of a family that *goes back* may return to an earlier position (with a sliding window: as long",
         "as nothing has left it). One that *replays* cannot: the session is sent again from the start.",
@@ -119,6 +137,10 @@ def _passes(entry: Certificate) -> str:
     return "shares" if entry.ragged else f"alone: {entry.why_not_ragged.replace('|', '/')}"
 
 
+def _gradients(entry: Certificate) -> str:
+    return "trains" if entry.trains else f"no gradients: {entry.why_not_trains}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m swarmnode.models.certify [--family NAME …] [--write]`."""
     parser = argparse.ArgumentParser(prog="python -m swarmnode.models.certify", description="Certify model families.")
@@ -130,7 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for family in asked.family or known_families():
         entry = certify_family(family)
         certificates.append(entry)
-        said = f"certified, {_session(entry)}, {_passes(entry)}" if entry.certified else entry.reason
+        said = (
+            f"certified, {_session(entry)}, {_passes(entry)}, {_gradients(entry)}" if entry.certified else entry.reason
+        )
         print(f"{family:28} {said}", flush=True)
     if asked.write and not asked.family:
         TABLE.write_text(table(certificates), encoding="utf-8")

@@ -12,7 +12,7 @@ from swarmnode.errors import FamilyNotCertified
 
 from .quirks import refusal
 
-__all__ = ["Certificate", "all_certificates", "certificate", "require_certified"]
+__all__ = ["Certificate", "all_certificates", "certificate", "require_certified", "require_trainable"]
 
 TABLE_NAME = "certified.json"
 
@@ -29,6 +29,8 @@ class Certificate:
         truncatable: a session may go back to an earlier position; otherwise it is sent again from the start.
         ragged: one pass may serve several sessions, and gives each the bits it has alone.
         why_not_ragged: why each session runs by itself, in one sentence; empty when ragged, or not certified.
+        trains: gradients through its blocks in parts were those of autograd on the whole model.
+        why_not_trains: why not, in one sentence; empty when it trains, or is not certified.
     """
 
     family: str
@@ -38,6 +40,8 @@ class Certificate:
     truncatable: bool
     ragged: bool
     why_not_ragged: str
+    trains: bool
+    why_not_trains: str
 
 
 class _Config(Protocol):
@@ -58,7 +62,8 @@ def certificate(family: str) -> Certificate:
     for entry in all_certificates():
         if entry.family == family:
             return entry
-    return Certificate(family, False, "It is no causal language model that this version knows.", None, False, False, "")
+    reason = "It is no causal language model that this version knows."
+    return Certificate(family, False, reason, None, False, False, "", False, "")
 
 
 def require_certified(config: _Config) -> None:
@@ -69,4 +74,13 @@ def require_certified(config: _Config) -> None:
         raise FamilyNotCertified(
             f"A model of the family {entry.family!r} cannot be served in parts: {reason}",
             hint="Run `swarmnode models` for the families that can.",
+        )
+
+
+def require_trainable(config: _Config) -> None:
+    """Raise FamilyNotCertified, naming family and reason, unless gradients through blocks were shown to be right."""
+    entry = certificate(config.model_type)
+    if not entry.trains:
+        raise FamilyNotCertified(
+            f"A model of the family {entry.family!r} cannot be trained in parts: {entry.why_not_trains or entry.reason}"
         )

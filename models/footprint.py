@@ -19,7 +19,7 @@ from .quirks import quirks_of
 from .slabs import capacity
 from .span import RaggedCache, Span, SpanCache
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["Footprint", "block_kind", "footprint"]
 
 UNTRACED_STEP_WIDTHS = 64
 """Where a family's code cannot be run without numbers: a step is taken to hold so many hidden states at its peak."""
@@ -73,7 +73,7 @@ def footprint(
     blocks = list(cast(nn.ModuleList, model.get_submodule(model.swarmnode_layout.blocks)))
     before = _full_slab(max(1, session_tokens - step_tokens))
     found: dict[Hashable, _Taken] = {}
-    kinds = [_kind(model, index, block) for index, block in enumerate(blocks)]
+    kinds = [block_kind(model, index, block) for index, block in enumerate(blocks)]
     with quiet_transformers():
         for index, kind in enumerate(kinds):
             if kind not in found:
@@ -88,7 +88,7 @@ def footprint(
     )
 
 
-def _kind(model: PreTrainedModel, index: int, block: nn.Module) -> Hashable:
+def block_kind(model: PreTrainedModel, index: int, block: nn.Module) -> Hashable:
     """Blocks of one kind take the same."""
     config = text_config(model.config)
     named = [getattr(config, field, None) for field in ("layer_types", "layers_block_type")]

@@ -112,15 +112,17 @@ def ancestors(path: str) -> Iterator[str]:
         yield path
 
 
-def step_arguments(module: nn.Module, cache: Cache, position: int, tokens: torch.Tensor) -> dict[str, Any]:
+def step_arguments(module: nn.Module, cache: Cache | None, position: int, tokens: torch.Tensor) -> dict[str, Any]:
     """What a stock forward wants to be told about a step beside its input, under the names it uses.
 
     Args:
+        cache: None when nothing is to be remembered of the tokens.
         tokens: the input, `[rows, tokens, …]`, whose first token stands at `position`.
     """
     known = argument_names(module)
-    arguments: dict[str, Any] = {"use_cache": True}
-    arguments["cache_params" if "cache_params" in known else "past_key_values"] = cache
+    arguments: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        arguments["cache_params" if "cache_params" in known else "past_key_values"] = cache
     if "position_ids" in known:
         places = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         arguments["position_ids"] = places.unsqueeze(0).expand(tokens.shape[0], -1)

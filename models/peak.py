@@ -1,6 +1,6 @@
-"""How much memory torch code takes at its peak, found by running it on tensors that have shapes but no memory.
+"""How much memory torch code takes at its peak, found by running it, perhaps on tensors that have shapes but no memory.
 
-Everything runs on the meta device, so it takes milliseconds whatever the shapes. Knows no model.
+On the meta device that takes milliseconds whatever the shapes; a `Ledger` alone counts on any. Knows no model.
 """
 
 from __future__ import annotations
@@ -43,10 +43,15 @@ def without_memory(device_type: str) -> Iterator[Ledger]:
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed how it is subclassed
-    """Adds up the storages that operations make, from their making to their end."""
+    """Adds up the storages that operations make, from their making to their end.
 
-    def __init__(self) -> None:
+    Args:
+        numbers: whether the tensors have any, so that what asks for them is not to be answered here.
+    """
+
+    def __init__(self, *, numbers: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._numbers = numbers
         self._peak = 0
         self._now = 0
         self._sizes: dict[int, int] = {}
@@ -66,9 +71,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
             if storage._cdata not in self._sizes:
                 self._sizes[storage._cdata] = 0
                 self._before.append(storage)
-        if func in _A_NUMBER:
+        if func in _A_NUMBER and not self._numbers:
             return True if func is torch.ops.aten.is_nonzero.default else 1
-        if func in _PLACES:
+        if func in _PLACES and not self._numbers:
             made = args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
             made = made if func is torch.ops.aten.nonzero.default else made.unbind(1)
         else:

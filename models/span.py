@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -54,6 +54,7 @@ class Span:
         self._way = Way()
         self._decoder, blocks = _open_doors(model, self.start, self.end, self._way)
         self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
+        self._blocks = blocks
         self._held = _cache_layers(blocks, self.start)
         self._ragged = Ragged(self._decoder, self._config, self._held)
         self._parts: dict[tuple[int, int], Span] = {}
@@ -173,6 +174,21 @@ class Span:
         together = self._run_packed(packed, deterministic, between) if packed else []
         outs = dict(zip(map(id, packed), together, strict=True))
         return [outs[id(piece)] if id(piece) in outs else self._run_alone(piece, between) for piece in pieces]
+
+    def weights(self) -> Iterator[nn.Parameter]:
+        """The parameters of the blocks."""
+        return (weight for block in self._blocks for weight in block.parameters())
+
+    def without_cache(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Run the blocks on whole rows, remembering nothing, in the caller's own gradient mode.
+
+        Args:
+            hidden: `[rows, tokens, hidden_size]`, in the span's dtype on the span's device.
+
+        Returns:
+            The hidden state after block `end - 1`, shape of `hidden`.
+        """
+        return self._through(hidden, cut.step_arguments(self._decoder, None, 0, hidden), None)
 
     def check(self, piece: Piece) -> None:
         """Refuse what cannot be run.

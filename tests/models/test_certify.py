@@ -55,7 +55,9 @@ def test_certified_means_no_difference_and_refused_means_a_reason() -> None:
             assert entry.reason.endswith(".")
             assert not entry.truncatable
             assert not entry.ragged
+            assert not entry.trains
         assert entry.ragged == (entry.certified and not entry.why_not_ragged)
+        assert entry.trains == (entry.certified and not entry.why_not_trains)
 
 
 @pytest.mark.slow
@@ -98,5 +100,5 @@ def test_a_difference_is_found_and_said(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_prints_a_line_for_each_family_asked(capsys: pytest.CaptureFixture[str]) -> None:
     certify.main(["--family", "gpt2", "--family", "xlm"])
     first, second = capsys.readouterr().out.splitlines()
-    assert first.split() == ["gpt2", "certified,", "goes", "back,", "shares"]
+    assert first.split() == ["gpt2", "certified,", "goes", "back,", "shares,", "trains"]
     assert second.split(maxsplit=1) == ["xlm", "It keeps no list of whole blocks."]
