@@ -26,6 +26,7 @@ from swarmnode.errors import BadInput, BadRange, CheckpointBroken, FamilyNotCert
 
 from .bundled import BUNDLED_NAME, bundled_gguf
 from .cut import Part, build_part, hidden_size, num_blocks, part_tensor_names, text_config
+from .devices import Placement, settle
 from .ends import Ends
 from .families import require_certified
 from .identity import fingerprint, identity_digest
@@ -104,18 +105,19 @@ class Checkpoint:
         end: int,
         *,
         dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Placement = "cpu",
         progress: Progress | None = None,
     ) -> Span:
         """Blocks `start:end`; only their files are downloaded and only their tensors read.
 
         Args:
             dtype: None is the checkpoint's own.
-            device: where to put it.
+            device: where to put it; a `Placement` for several devices.
             progress: told bytes downloaded and loaded.
 
         Raises:
             BadRange: the model does not have these blocks.
+            BadInput: its family does what cannot be done on several devices.
             CheckpointBroken: a file is damaged or incomplete.
             DiskFull, HubUnreachable, ModelGated, ModelNotFound: a download failed.
             OutOfMemory: the device has no room.
@@ -126,7 +128,17 @@ class Checkpoint:
                 hint=f"Choose a range inside 0:{self.num_blocks}; the end is not included.",
                 span=(start, end),
             )
-        return Span(self._load(Part("span", start, end), f"blocks {start}:{end}", dtype, device, progress))
+        placement = device if isinstance(device, Placement) else Placement.whole(device, end - start)
+        if placement.is_plain:
+            return Span(
+                self._load(Part("span", start, end), f"blocks {start}:{end}", dtype, placement.devices[0], progress)
+            )
+        model = self._load(Part("span", start, end), f"blocks {start}:{end}", dtype, "cpu", progress)
+        try:
+            settle(model, placement)
+            return _tried(Span(model))
+        except torch.OutOfMemoryError as error:
+            raise self._no_room(f"blocks {start}:{end}", placement) from error
 
     def load_ends(
         self,
@@ -191,10 +203,13 @@ class Checkpoint:
             with open_tensors(sources, what, progress) as (tensors, _):
                 return build_part(self.config, part, tensors, dtype=dtype or self.dtype, device=torch.device(device))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(
-                f"There is no room for {what} of {self.name} on {device}.",
-                hint="Take fewer blocks, a smaller dtype, or another device.",
-            ) from error
+            raise self._no_room(what, device) from error
+
+    def _no_room(self, what: str, device: object) -> OutOfMemory:
+        return OutOfMemory(
+            f"There is no room for {what} of {self.name} on {device}.",
+            hint="Take fewer blocks, a smaller dtype, or another device.",
+        )
 
     def _stored_dtype(self) -> torch.dtype:
         for config in (self.config, text_config(self.config)):
@@ -316,3 +331,18 @@ def _context_tokens(config: PretrainedConfig) -> int:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _tried(span: Span) -> Span:
+    """A span that has run a token: some families' code brings together what lies on different devices."""
+    try:
+        span.try_out()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        family = span.model.config.model_type
+        raise BadInput(
+            f"Blocks of the family {family!r} cannot be split over devices: {_first_line(error)}.",
+            hint="Name one device with --device.",
+        ) from error
+    return span

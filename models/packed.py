@@ -229,8 +229,9 @@ class _Recipe:
         """For `queries` tokens from `position` on, which see `keys` tokens from `first` on."""
         asked = (queries, keys, position, first, device)
         if asked not in self._made:
-            sizes = {"q_length": queries, "kv_length": keys, "q_offset": position, "kv_offset": first, "device": device}
-            self._made[asked] = self._make(**(self._about | sizes | {"batch_size": 1}))
+            sizes = {"q_length": queries, "kv_length": keys, "q_offset": position, "kv_offset": first}
+            mask = self._make(**(self._about | sizes | {"batch_size": 1}))
+            self._made[asked] = None if mask is None else mask.to(device)
         return self._made[asked]
 
     def _refuse(self, *_: object) -> Any:

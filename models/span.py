@@ -273,6 +273,10 @@ class Span:
     def _here(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.to(device=self.device, dtype=self.dtype)
 
+    def try_out(self) -> None:
+        """Run a token of noise. Raises whatever the family's code raises."""
+        self._probe(self.open_session())
+
     def _probe(self, cache: SpanCache | RaggedCache, tokens: int = 1) -> None:
         """Run noise, to learn what a state takes."""
         noise = torch.ones(1, tokens, self.hidden_size, device=self.device)

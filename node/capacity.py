@@ -1,4 +1,4 @@
-"""How much memory blocks need, and which windows of them fit. Pure arithmetic over bytes.
+"""How much memory blocks need, and which windows of them fit on which devices. Pure arithmetic over bytes.
 
 What is added to the plain sums was measured; docs/DECISIONS.md has the figures, tests/models/test_footprint.py and
 tests/swarm/test_blocks.py hold them.
@@ -7,7 +7,7 @@ tests/swarm/test_blocks.py hold them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from .defaults import DEFAULT_CACHE_TOKENS, MAX_IN_FLIGHT_STEPS, MAX_SESSIONS, SESSION_PROMISE_TOKENS
@@ -15,7 +15,18 @@ from .defaults import DEFAULT_CACHE_TOKENS, MAX_IN_FLIGHT_STEPS, MAX_SESSIONS, S
 if TYPE_CHECKING:
     from swarmnode.models.footprint import Footprint
 
-__all__ = ["Need", "Room", "Task", "cache_that_fits", "fits", "least_cache", "need_of", "windows_that_fit"]
+__all__ = [
+    "Need",
+    "Room",
+    "Spread",
+    "Task",
+    "cache_that_fits",
+    "fits",
+    "least_cache",
+    "need_of",
+    "spread",
+    "windows_that_fit",
+]
 
 STEP_FACTOR: Final = 1.25
 STEP_BYTES: Final = 32 << 20
@@ -27,6 +38,9 @@ LOADING_BYTES: Final = 64 << 20
 
 RUNNING_BYTES: Final = 128 << 20
 """What the rest of the process grows by from before the load to serving: libraries, buffers, the allocator's holes."""
+
+AT_A_TIME: Final = 2
+"""Offloaded blocks that lie on their device at once: one computes, the next is on its way."""
 
 LEAST_CACHE_TOKENS: Final = 16_384
 """Blocks are left out until there is room for a cache of so many tokens, where nobody has said how many."""
@@ -58,12 +72,32 @@ class Room:
     """What blocks may take.
 
     Attributes:
-        limit: bytes in all, on the device that they will be on.
+        limits: bytes on each device that they may be on, in the order in which these are filled.
         weights_limit: bytes of weights, where these pass through other memory on their way there.
+        offload: whether weights for which there is no room may stay in that other memory.
     """
 
-    limit: float
+    limits: tuple[float, ...]
     weights_limit: float = math.inf
+    offload: bool = False
+
+    @property
+    def limit(self) -> float:
+        """Bytes in all."""
+        return sum(self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Which device each block of a window is on.
+
+    Attributes:
+        devices: for each block, which of the room's devices.
+        offloaded: blocks, counted from the window's first, whose weights are brought there for each pass.
+    """
+
+    devices: tuple[int, ...]
+    offloaded: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +159,63 @@ def windows_that_fit(task: Task, room: Room, count: int | None = None) -> list[W
 
 def fits(task: Task, room: Room, window: Window) -> bool:
     """Whether there is room for a window with the least cache."""
-    need = need_of(task, window, least_cache(task))
-    return need.total <= room.limit and need.weights <= room.weights_limit
+    return spread(task, window, least_cache(task), room) is not None
+
+
+def spread(task: Task, window: Window, cache_tokens: int, room: Room) -> Spread | None:
+    """Where the blocks of a window go with a cache of so many tokens; None when there is no room for them.
+
+    Each device takes a row of blocks with their caches, the first as many as fit there. Where weights have to stay in
+    other memory, each device has its share of the blocks, and of these as few stay as need to.
+    """
+    start, end = window
+    if sum(task.footprint.weights[start:end]) > room.weights_limit:
+        return None
+    devices: list[int] = []
+    for device, limit in enumerate(room.limits):
+        first = start + len(devices)
+        stop = first
+        while stop < end and need_of(task, (first, stop + 1), cache_tokens).total <= limit:
+            stop += 1
+        devices += [device] * (stop - first)
+    if len(devices) == end - start:
+        return Spread(tuple(devices))
+    return _offloading(task, window, cache_tokens, room) if room.offload else None
+
+
+def _offloading(task: Task, window: Window, cache_tokens: int, room: Room) -> Spread | None:
+    devices: list[int] = []
+    offloaded: list[int] = []
+    for device, share in enumerate(_shares(task, window, room)):
+        first = window[0] + len(devices)
+        if share:
+            kept = _kept(task, (first, first + share), cache_tokens, room.limits[device])
+            if kept is None:
+                return None
+            # Apart from each other, so that one block's weights come while others compute.
+            offloaded += [len(devices) + (number * share) // kept for number in range(kept)]
+        devices += [device] * share
+    return Spread(tuple(devices), frozenset(offloaded))
+
+
+def _shares(task: Task, window: Window, room: Room) -> list[int]:
+    """How many blocks each device has, in proportion to its room."""
+    blocks, total = window[1] - window[0], room.limit
+    if math.isinf(total) or not total:
+        return [blocks, *[0] * (len(room.limits) - 1)]
+    edges = [round(blocks * sum(room.limits[: device + 1]) / total) for device in range(len(room.limits))]
+    return [edge - before for before, edge in zip((0, *edges), edges, strict=False)]
+
+
+def _kept(task: Task, window: Window, cache_tokens: int, limit: float) -> int | None:
+    """How many blocks of a device's share stay elsewhere; None when even all of them are not enough."""
+    need, heaviest = need_of(task, window, cache_tokens), sorted(task.footprint.weights[slice(*window)])
+    for kept in range(len(heaviest) + 1):
+        # Any of them may be those that stay, so the lightest are counted; two are there at a time.
+        weights = need.weights - sum(heaviest[:kept]) + sum(heaviest[-min(kept, AT_A_TIME) :] if kept else ())
+        if weights + need.cache + need.work <= limit:
+            return kept
+    return None
 
 
 def least_cache(task: Task) -> int:
@@ -135,13 +224,17 @@ def least_cache(task: Task) -> int:
 
 
 def cache_that_fits(task: Task, window: Window, room: Room) -> int:
-    """The tokens of cache for a window that fits: what was asked for, else as many as fit, up to the default."""
+    """The tokens of cache for a window that fits: what was asked for, else as many as fit, up to the default.
+
+    No weights are offloaded for the sake of more cache.
+    """
     if task.cache_tokens is not None:
         return task.cache_tokens
+    resident = replace(room, offload=False)
     low, high = LEAST_CACHE_TOKENS, DEFAULT_CACHE_TOKENS
     while low < high:
         middle = (low + high + 1) // 2
-        if need_of(task, window, middle).total <= room.limit:
+        if spread(task, window, middle, resident) is not None:
             low = middle
         else:
             high = middle - 1

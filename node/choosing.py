@@ -10,7 +10,7 @@ import trio
 
 from swarmnode.protocols.records import ModelId, ServerRecord
 
-from .capacity import Need
+from .capacity import Need, Spread
 from .client.servers import confirm_servers
 from .discovery.directory import Directory
 from .fitting import Fit
@@ -57,6 +57,7 @@ class Choice:
         need: what it takes of memory; None where that was not asked.
         whole_bytes: what all blocks would take at least.
         limit_bytes: what may be taken; None where nobody knows.
+        spread: which device each block is on; None where there is but one, and room for all.
     """
 
     window: Window
@@ -67,6 +68,7 @@ class Choice:
     need: Need | None = None
     whole_bytes: int = 0
     limit_bytes: int | None = None
+    spread: Spread | None = None
 
 
 class Chooser:
@@ -207,4 +209,5 @@ def choice_of(fit: Fit, window: Window, why: Why, *, servers: int = 0) -> Choice
         need=fit.need(window),
         whole_bytes=fit.whole.total,
         limit_bytes=fit.limit_bytes,
+        spread=fit.spread(window),
     )

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from swarmnode.errors import BadInput, BadRange, OutOfMemory
 from swarmnode.models.footprint import footprint
 
-from .capacity import Need, Room, Task, cache_that_fits, fits, least_cache, need_of, windows_that_fit
+from .capacity import (
+    Need,
+    Room,
+    Spread,
+    Task,
+    cache_that_fits,
+    fits,
+    least_cache,
+    need_of,
+    spread,
+    windows_that_fit,
+)
 from .defaults import BATCH_TOKENS, DEFAULT_CACHE_TOKENS, PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES
 from .machine import read_host_memory, read_memory
 from .sizes import shown_size
@@ -33,7 +45,8 @@ class Request:
         count: how many blocks; None is as many as fit.
         auto: whether it was said that we should choose; else all blocks are meant, if they fit.
         cache_tokens: how much cache; None leaves it to the room there is.
-        max_memory: bytes that this process may take on the device; None is all that is free.
+        max_memory: bytes that this process may take on each device; None is all that is free.
+        offload: whether weights for which a device has no room may stay in the machine's memory.
     """
 
     window: tuple[int, int] | None = None
@@ -41,11 +54,7 @@ class Request:
     auto: bool = False
     cache_tokens: int | None = None
     max_memory: int | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing needs to be known of memory."""
-        return self.window is not None and self.max_memory is None
+    offload: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +81,22 @@ class Fit:
         """How many tokens of cache there will be."""
         return cache_that_fits(self.task, window, self.room)
 
+    def spread(self, window: tuple[int, int]) -> Spread:
+        """Which device each block of a window is on."""
+        found = spread(self.task, window, self.cache_tokens(window), self.room)
+        assert found is not None
+        return found
+
     def need(self, window: tuple[int, int]) -> Need:
         """What a window needs with that cache."""
         return need_of(self.task, window, self.cache_tokens(window))
 
 
-def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, request: Request) -> Fit:
+def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, devices: Sequence[torch.device], request: Request) -> Fit:
     """Find out; takes up to a second, and wants a thread of its own.
+
+    Args:
+        devices: of one kind; blocks fill one after the other.
 
     Raises:
         BadRange: the model does not have so many blocks.
@@ -90,8 +108,8 @@ def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         raise BadRange(
             f"{checkpoint.name} has {total} blocks, not {count}.", hint=f"Give --num-blocks {total} or fewer."
         )
-    room, words = _room(device, request)
-    task = _task(checkpoint, dtype, device, request.cache_tokens)
+    room, words = _room(devices, request)
+    task = _task(checkpoint, dtype, devices[0], request.cache_tokens)
     if request.window is not None:
         windows = [request.window] if fits(task, room, request.window) else []
     else:
@@ -101,27 +119,35 @@ def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     return Fit(task, tuple(windows), room, need_of(task, (0, total), least_cache(task)))
 
 
-def _room(device: torch.device, request: Request) -> tuple[Room, str]:
+def _room(devices: Sequence[torch.device], request: Request) -> tuple[Room, str]:
     """What may be taken, and the same in words."""
+    found = [_room_on(device, request) for device in devices]
+    weights_limit = math.inf
+    if devices[0].type not in ("cpu", "mps") and (host := read_host_memory()) is not None:
+        weights_limit = host.free  # they are read into the machine's memory first
+    words = [
+        words if len(devices) == 1 else f"{device}: {words}" for device, (_, words) in zip(devices, found, strict=True)
+    ]
+    return Room(tuple(limit for limit, _ in found), weights_limit, request.offload), "; ".join(filter(None, words))
+
+
+def _room_on(device: torch.device, request: Request) -> tuple[float, str]:
     memory = read_memory(device)
     if memory is None and request.max_memory is None:
-        if request.auto:
+        if request.auto or request.offload:
             raise BadInput(
                 "This system does not say how much memory is free, so nobody knows how many blocks fit.",
                 hint="Say how much may be taken, such as --max-memory 8GiB, or name the blocks.",
             )
-        return Room(math.inf), ""
-    weights_limit = math.inf
-    if device.type not in ("cpu", "mps") and (host := read_host_memory()) is not None:
-        weights_limit = host.free  # they are read into the machine's memory first
+        return math.inf, ""
     if memory is None:
         assert request.max_memory is not None
-        return Room(request.max_memory, weights_limit), f"--max-memory allows {shown_size(request.max_memory)}"
+        return request.max_memory, f"--max-memory allows {shown_size(request.max_memory)}"
     if request.max_memory is None or memory.free <= request.max_memory - memory.used:
-        return Room(memory.free, weights_limit), f"{shown_size(memory.free)} are free, says {memory.source}"
+        return memory.free, f"{shown_size(memory.free)} are free, says {memory.source}"
     limit = max(0, request.max_memory - memory.used)
     words = f"--max-memory {shown_size(request.max_memory)} leaves {shown_size(limit)}"
-    return Room(limit, weights_limit), f"{words} beside the {shown_size(memory.used)} that the program has already"
+    return limit, f"{words} beside the {shown_size(memory.used)} that the program has already"
 
 
 def _task(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, cache_tokens: int | None) -> Task:

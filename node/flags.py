@@ -171,8 +171,15 @@ def _row(flag: Flag) -> Any:
     return field(default=flag.default, metadata={"flag": flag})
 
 
-def text(commands: tuple[str, ...], help: str, *, metavar: str, positional: tuple[str, ...] = ()) -> Any:
-    return _row(Flag("text", commands, help, metavar=metavar, positional=positional))
+def text(
+    commands: tuple[str, ...],
+    help: str,
+    *,
+    metavar: str,
+    default: str | None = None,
+    positional: tuple[str, ...] = (),
+) -> Any:
+    return _row(Flag("text", commands, help, default=default, metavar=metavar, positional=positional))
 
 
 def file(commands: tuple[str, ...], help: str, *, metavar: str, positional: tuple[str, ...] = ()) -> Any:

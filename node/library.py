@@ -155,6 +155,7 @@ class Node:
         max_memory: int | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        offload: bool = False,
         cache_tokens: int | None = None,
         prefill_chunk: int = 0,
         deterministic: bool = False,
@@ -166,11 +167,14 @@ class Node:
         """Give the swarm some blocks of a model, until cancelled. Started once others can find and use them.
 
         Args:
-            model, revision, dtype, device: as for `load`.
+            model, revision, dtype: as for `load`.
+            device: as for `load`, or several of one kind: "cuda:0,cuda:1"; "auto" is every GPU.
+            offload: whether weights for which there is no room on the devices may stay in the machine's memory, and be
+                brought there for each pass. Slow: each pass then takes as long as they take to be copied.
             blocks: "20:40" is the blocks 20 to 39; "auto" those that the swarm needs most, as many as fit. None is all,
                 or "auto" if they do not fit. Who chooses moves later on where the swarm needs it, while nobody uses it.
             num_blocks: how many blocks, chosen as with "auto".
-            max_memory: bytes that may be taken on the device, on a CPU by the whole process; None is all that is free.
+            max_memory: bytes that may be taken on each device, on a CPU by the whole process; None is all that is free.
             cache_tokens: how many tokens all sessions together may hold; None is what there is room for, up to 65,536.
             prefill_chunk: tokens of a prompt that are computed at once before others have their turn; 0: as they come.
                 Attention over other runs of tokens differs in its last bits, so the text of long prompts may, too.
@@ -206,6 +210,7 @@ class Node:
                 max_memory=max_memory,
                 dtype=dtype,
                 device=device,
+                offload=offload,
                 cache_tokens=cache_tokens,
                 prefill_chunk=prefill_chunk,
                 deterministic=deterministic,

@@ -13,6 +13,7 @@ import trio
 from swarmnode.errors import BadInput
 from swarmnode.models.blocks import parse_blocks
 from swarmnode.models.checkpoint import Checkpoint, open_checkpoint
+from swarmnode.models.devices import Placement
 from swarmnode.models.progress import Progress
 from swarmnode.protocols.limits import MAX_CACHE_TOKENS
 from swarmnode.protocols.records import ModelId
@@ -27,7 +28,7 @@ from .loading import load
 from .machine import hardware_name
 from .measured import Measured, SpanKey, SpanRates
 from .net.network import Network
-from .places import torch_device, torch_dtype
+from .places import torch_devices, torch_dtype
 from .server.serving import Offer, Serving, open_serving
 from .tensors import dtype_name
 from .torch_thread import TorchThread
@@ -64,6 +65,7 @@ class Wanted:
     max_memory: int | None
     dtype: str
     device: str
+    offload: bool
     cache_tokens: int | None
     prefill_chunk: int
     deterministic: bool
@@ -101,9 +103,15 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
     _check(wanted)
     opening = partial(open_checkpoint, wanted.model, revision=wanted.revision)
     checkpoint = await load(lambda progress: opening(progress=progress), place.progress)
-    dtype, device = torch_dtype(wanted.dtype, checkpoint.dtype), torch_device(wanted.device)
-    key = SpanKey(hardware_name(device), checkpoint.digest.hex(), dtype_name(dtype), blocks=checkpoint.num_blocks)
-    server = _Server(wanted, place, tell, checkpoint, dtype, device, key, await trio.to_thread.run_sync(Measured))
+    dtype, devices = torch_dtype(wanted.dtype, checkpoint.dtype), torch_devices(wanted.device)
+    _check_offload(wanted, devices)
+    key = SpanKey(
+        _hardware(devices, offload=wanted.offload),
+        checkpoint.digest.hex(),
+        dtype_name(dtype),
+        blocks=checkpoint.num_blocks,
+    )
+    server = _Server(wanted, place, tell, checkpoint, dtype, devices, key, await trio.to_thread.run_sync(Measured))
     choice, chooser = await server.choose()
     while True:
         choice = await server.hold(choice, chooser)
@@ -124,6 +132,20 @@ def _check(wanted: Wanted) -> None:
         raise BadInput(f"--blocks {wanted.blocks} names the blocks; --num-blocks leaves them open.", hint=hint)
 
 
+def _check_offload(wanted: Wanted, devices: tuple[torch.device, ...]) -> None:
+    if wanted.offload and devices[0].type in ("cpu", "mps"):
+        raise BadInput(
+            f"There is nothing to offload from {devices[0].type}: its memory is the machine's own.",
+            hint="Leave --offload out; --quant or fewer --blocks make a model fit.",
+        )
+
+
+def _hardware(devices: tuple[torch.device, ...], *, offload: bool) -> str:
+    """What speed depends on, in words."""
+    count = f"{len(devices)} times " if len(devices) > 1 else ""
+    return f"{count}{hardware_name(devices[0])}{', offloading' if offload else ''}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Server:
     """One server from its checkpoint on."""
@@ -133,7 +155,7 @@ class _Server:
     tell: Callbacks
     checkpoint: Checkpoint
     dtype: torch.dtype
-    device: torch.device
+    devices: tuple[torch.device, ...]
     key: SpanKey
     measured: Measured
 
@@ -141,9 +163,10 @@ class _Server:
         """What to hold; and who may think better of it later, where it was left open."""
         total = self.checkpoint.num_blocks
         request = self._request()
-        if request.window is not None and request.max_memory is None:
+        plain = request.max_memory is None and not request.offload and len(self.devices) == 1
+        if request.window is not None and plain:
             return Choice(request.window, total, "asked", request.cache_tokens or DEFAULT_CACHE_TOKENS), None
-        fit = await load(lambda _: fit_blocks(self.checkpoint, self.dtype, self.device, request), None)
+        fit = await load(lambda _: fit_blocks(self.checkpoint, self.dtype, self.devices, request), None)
         chooser = None
         if request.window is not None:
             choice = choice_of(fit, request.window, "asked")
@@ -175,14 +198,14 @@ class _Server:
                     serving.offer_instead(self._offer(choice))
                     self.tell.chosen(choice)
             start, end = choice.window
-            loading = partial(self.checkpoint.load_span, start, end, dtype=self.dtype, device=self.device)
+            loading = partial(self.checkpoint.load_span, start, end, dtype=self.dtype, device=self._placement(choice))
             key = replace(self.key, blocks=end - start)
             known = self.measured.rates(key)
             await serving.begin(
                 await load(lambda progress: loading(progress=progress), place.progress),
                 known=None if known is None else astuple(known),
             )
-            self.tell.ready(self._info(serving))
+            self.tell.ready(self._info(serving, choice))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serving.run)
                 # What was known was good enough to begin with; the next start is to know better.
@@ -203,7 +226,15 @@ class _Server:
             auto=blocks == AUTO or self.wanted.num_blocks is not None,
             cache_tokens=self.wanted.cache_tokens,
             max_memory=self.wanted.max_memory,
+            offload=self.wanted.offload,
         )
+
+    def _placement(self, choice: Choice) -> Placement:
+        spread = choice.spread
+        if spread is None:
+            start, end = choice.window
+            return Placement.whole(self.devices[0], end - start)
+        return Placement(tuple(self.devices[device] for device in spread.devices), spread.offloaded)
 
     def _offer(self, choice: Choice) -> Offer:
         start, end = choice.window
@@ -222,7 +253,7 @@ class _Server:
             expected=(0.0, 0.0) if expected is None else astuple(expected),
         )
 
-    def _info(self, serving: Serving) -> ServerInfo:
+    def _info(self, serving: Serving, choice: Choice) -> ServerInfo:
         offer = serving.offer
         decode, prefill = serving.rates
         return ServerInfo(
@@ -231,7 +262,7 @@ class _Server:
             start=offer.start,
             end=offer.end,
             dtype=offer.dtype,
-            device=str(self.device),
+            device=str(self._placement(choice)),
             cache_tokens=offer.cache_tokens,
             decode_tokens_per_second=decode,
             prefill_tokens_per_second=prefill,

@@ -93,7 +93,16 @@ class Settings:
     public_name: str | None = text(("serve",), "a name to show beside this server", metavar="NAME")
 
     # this machine
-    device: str = choice(_MODELLED, "where to compute", ("auto", "cpu", "cuda", "mps"))
+    device: str = text(
+        _MODELLED,
+        "where to compute: auto, cpu, mps, cuda, cuda:1; serve takes several, such as cuda:0,cuda:1",
+        default="auto",
+        metavar="DEVICE",
+    )
+    offload: bool = switch(
+        ("serve",),
+        "keep weights for which the GPU has no room in the machine's memory, and copy them there for each pass",
+    )
     dtype: str = choice(_MODELLED, "number format of weights and states", ("auto", "float32", "bfloat16", "float16"))
     cache_tokens: int | None = count(
         ("serve",), "tokens of KV cache to keep for all sessions together", low=1, high=MAX_TOKENS
@@ -109,7 +118,7 @@ class Settings:
     )
 
     max_memory: int | None = size(
-        ("serve",), "memory to take on the device at most, on a CPU by the whole process; default: all that is free"
+        ("serve",), "memory to take on each device at most, on a CPU by the whole process; default: all that is free"
     )
 
     compression: str = choice(

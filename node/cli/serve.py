@@ -39,6 +39,7 @@ def run(call: Call) -> None:
                 max_memory=settings.max_memory,
                 dtype=settings.dtype,
                 device=settings.device,
+                offload=settings.offload,
                 cache_tokens=settings.cache_tokens,
                 prefill_chunk=settings.prefill_chunk,
                 deterministic=settings.deterministic,

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmnode.models.footprint import Footprint
-from swarmnode.node.capacity import LEAST_CACHE_TOKENS, Room, Task, cache_that_fits, need_of, windows_that_fit
+from swarmnode.node.capacity import (
+    AT_A_TIME,
+    LEAST_CACHE_TOKENS,
+    Room,
+    Spread,
+    Task,
+    cache_that_fits,
+    need_of,
+    spread,
+    windows_that_fit,
+)
 from swarmnode.node.defaults import DEFAULT_CACHE_TOKENS
 from swarmnode.node.sizes import parse_size, shown_size
 
@@ -34,7 +44,7 @@ limits = st.integers(0, 8192 * MIB)
 def test_every_window_fits_and_none_could_be_longer(given_task: Task, limit: int) -> None:
     tokens = LEAST_CACHE_TOKENS if given_task.cache_tokens is None else given_task.cache_tokens
     total = given_task.footprint.num_blocks
-    windows = windows_that_fit(given_task, Room(limit))
+    windows = windows_that_fit(given_task, Room((limit,)))
     fitting = {
         (start, end)
         for start in range(total)
@@ -49,13 +59,13 @@ def test_every_window_fits_and_none_could_be_longer(given_task: Task, limit: int
     assert windows == sorted(longest)
     for count in (1, 3):
         wanted = [each for each in sorted(fitting) if each[1] - each[0] == count]
-        assert windows_that_fit(given_task, Room(limit), count) == wanted
+        assert windows_that_fit(given_task, Room((limit,)), count) == wanted
 
 
 @given(tasks, limits)
 def test_the_cache_takes_what_is_left_up_to_the_default(given_task: Task, limit: int) -> None:
-    for start, end in windows_that_fit(given_task, Room(limit)):
-        tokens = cache_that_fits(given_task, (start, end), Room(limit))
+    for start, end in windows_that_fit(given_task, Room((limit,))):
+        tokens = cache_that_fits(given_task, (start, end), Room((limit,)))
         assert need_of(given_task, (start, end), tokens).total <= limit
         if given_task.cache_tokens is not None:
             assert tokens == given_task.cache_tokens
@@ -64,10 +74,61 @@ def test_the_cache_takes_what_is_left_up_to_the_default(given_task: Task, limit:
         assert tokens == DEFAULT_CACHE_TOKENS or need_of(given_task, (start, end), tokens + 1).total > limit
 
 
+@given(tasks, st.lists(limits, min_size=1, max_size=4), st.integers(0, 8192 * MIB), st.booleans())
+def test_blocks_go_where_there_is_room_in_their_order(
+    given_task: Task, rooms: list[int], host: int, offload: bool
+) -> None:
+    total, tokens = given_task.footprint.num_blocks, LEAST_CACHE_TOKENS
+    weights = given_task.footprint.weights
+    room = Room(tuple(rooms), host, offload)
+    found = spread(given_task, (0, total), tokens, room)
+    if found is None:
+        return
+    assert len(found.devices) == total
+    assert list(found.devices) == sorted(found.devices)
+    assert sum(weights) <= host
+    assert offload or not found.offloaded
+    for device in set(found.devices):
+        own = [block for block, on in enumerate(found.devices) if on == device]
+        away = sorted((weights[block] for block in own if block in found.offloaded), reverse=True)
+        need = need_of(given_task, (own[0], own[-1] + 1), tokens)
+        assert need.total - sum(away) + sum(away[:AT_A_TIME]) <= rooms[device]
+
+
+@given(tasks, st.lists(limits, min_size=2, max_size=3))
+def test_one_device_after_the_other_is_as_good_as_any_split(given_task: Task, rooms: list[int]) -> None:
+    total, tokens = given_task.footprint.num_blocks, LEAST_CACHE_TOKENS
+
+    def possible(first: int, left: list[int]) -> bool:
+        if first == total:
+            return True
+        return bool(left) and any(
+            (stop == first or need_of(given_task, (first, stop), tokens).total <= left[0]) and possible(stop, left[1:])
+            for stop in range(first, total + 1)
+        )
+
+    found = spread(given_task, (0, total), tokens, Room(tuple(rooms)))
+    assert (found is not None) == possible(0, rooms)
+
+
+def test_what_is_offloaded_lies_apart_and_is_no_more_than_must_be() -> None:
+    given_task = task(*[100 * MIB] * 8)
+    limit = need_of(given_task, (0, 8), LEAST_CACHE_TOKENS).total - 200 * MIB
+    room = Room((limit,), offload=True)
+    found = spread(given_task, (0, 8), LEAST_CACHE_TOKENS, room)
+    assert found is not None
+    assert found.devices == (0,) * 8
+    assert len(found.offloaded) == 4  # two of the four are there at any time
+    assert all({block, block + 1} - found.offloaded for block in range(7))
+    assert spread(given_task, (0, 8), LEAST_CACHE_TOKENS, Room((limit,))) is None
+    plenty = Room((8192 * MIB,), offload=True)
+    assert spread(given_task, (0, 8), LEAST_CACHE_TOKENS, plenty) == Spread((0,) * 8)
+
+
 def test_weights_may_have_to_pass_through_less_memory_than_they_end_in() -> None:
     given_task = task(*[100 * MIB] * 6)
-    assert windows_that_fit(given_task, Room(8192 * MIB)) == [(0, 6)]
-    assert windows_that_fit(given_task, Room(8192 * MIB, 250 * MIB)) == [(start, start + 2) for start in range(5)]
+    assert windows_that_fit(given_task, Room((8192 * MIB,))) == [(0, 6)]
+    assert windows_that_fit(given_task, Room((8192 * MIB,), 250 * MIB)) == [(start, start + 2) for start in range(5)]
 
 
 def test_all_that_is_needed_is_counted() -> None:

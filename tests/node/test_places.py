@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swarmnode.errors import BadInput
-from swarmnode.node.places import torch_device, torch_dtype
+from swarmnode.node.places import torch_device, torch_devices, torch_dtype
 
 
 def test_dtypes() -> None:
@@ -25,3 +25,12 @@ def test_devices() -> None:
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(BadInput, match=f"There is no {absent} device here"):
         torch_device(absent)
+
+
+def test_several_devices() -> None:
+    assert torch_devices("cpu") == (torch.device("cpu"),)
+    assert torch_devices("auto")[0].type == torch_device("auto").type
+    with pytest.raises(BadInput, match="'gpu' is no device"):
+        torch_devices("cpu,gpu")
+    with pytest.raises(BadInput, match="Blocks cannot be split over 'cpu, cpu'"):
+        torch_devices("cpu, cpu")
