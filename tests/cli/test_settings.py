@@ -172,7 +172,11 @@ def test_a_config_file_may_be_named(tmp_path: Path) -> None:
         ("cache-tokens = true", "cache-tokens in {file} must be a whole number, not True.", "tokens of KV cache"),
         ("cache-tokens = 0", "cache-tokens in {file} must be at least 1 and at most 1073741824, not 0.", "KV cache"),
         ("join = [1]", "join in {file} must be a list of strings, not [1].", "a peer of the swarm"),
-        ("dtype = 'int8'", "dtype in {file} must be one of auto, float32, bfloat16, float16, not 'int8'.", "number format"),
+        (
+            "dtype = 'int8'",
+            "dtype in {file} must be one of auto, float32, bfloat16, float16, not 'int8'.",
+            "number format",
+        ),
         ("max-memory = 6", "max-memory in {file} must be a string such as '6GiB', not 6.", "memory to take"),
         ("json = 1", "json in {file} must be true or false, not 1.", "JSON object"),
         ("a = = 1", "is not TOML: ", "Correct that line."),
