@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["GROWTH", "LEAST_TOKENS", "REWIND_TOKENS", "RaggedCache", "TokenShape", "capacity"]
+__all__ = ["GROWTH", "LEAST_TOKENS", "REWIND_TOKENS", "RaggedCache", "Rows", "TokenShape", "capacity"]
 
 LEAST_TOKENS = 64
 """Tokens a new slab has room for, and what the room of any slab is a multiple of."""
@@ -49,6 +49,19 @@ class TokenShape:
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of the slabs of a session that has seen `tokens` tokens, at most."""
         return room(tokens, self.window) * self.token_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Keys and values of a few consecutive tokens, copied out of a session.
+
+    Attributes:
+        tokens: how many.
+        layers: for each block's layer in the stock cache its keys and values, `[rows, heads, tokens, width]` each.
+    """
+
+    tokens: int
+    layers: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 def capacity(tokens: int) -> int:
@@ -104,6 +117,13 @@ class Slab:
     def first(self, position: int) -> int:
         """The first token that a query at `position` sees."""
         return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def copy(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the keys and values of the tokens `start:end`, all of which are still here."""
+        assert self.keys is not None
+        assert self.values is not None
+        kept = slice(start - self.base, end - self.base)
+        return self.keys[:, :, kept].clone(), self.values[:, :, kept].clone()
 
     def append(
         self, keys: torch.Tensor, values: torch.Tensor, position: int, end: int
@@ -208,6 +228,24 @@ class RaggedCache:
         if position == 0:
             self._slabs = {layer: Slab(slab.window) for layer, slab in self._slabs.items()}
         self.position = min(position, self.position)
+
+    def holds(self, position: int) -> bool:
+        """Whether the tokens from `position` on are all here still, and none has left a window for good."""
+        return all(slab.base <= position for slab in self._slabs.values())
+
+    def copy(self, start: int, end: int) -> Rows:
+        """A copy of the tokens `start:end`. Ask `holds` first."""
+        return Rows(end - start, {layer: slab.copy(start, end) for layer, slab in self._slabs.items()})
+
+    def put(self, rows: Rows, end: int) -> None:
+        """Hold the next tokens as if they had been computed here.
+
+        Args:
+            end: how many tokens the session will have when all is put and computed that comes together.
+        """
+        for layer, (keys, values) in rows.layers.items():
+            self._slabs[layer].append(keys, values, self.position, end)
+        self.position += rows.tokens
 
     def slab(self, layer: int) -> Slab:
         """The keys and values of a block, by its layer in the stock cache."""

@@ -19,10 +19,10 @@ from .families import certificate
 from .packed import Piece
 from .quirks import one_by_one, quirks_of
 from .ragged import Ragged, whole_rows
-from .slabs import RaggedCache
+from .slabs import RaggedCache, Rows
 from .stand_ins import Doorway, Gate, Pass, Way
 
-__all__ = ["Piece", "RaggedCache", "Span", "SpanCache"]
+__all__ = ["Piece", "RaggedCache", "Rows", "Span", "SpanCache"]
 
 MAX_PARTS = 16
 """Parts of a span that it remembers; the one that was not asked for longest is forgotten."""

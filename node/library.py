@@ -115,6 +115,11 @@ class Node:
         """How many tokens of KV cache this node has promised to nobody; 0 when it serves nothing."""
         return self._serving.cache_tokens_left if self._serving is not None else 0
 
+    @property
+    def saved_tokens(self) -> int:
+        """How many tokens this node did not compute because sessions had begun alike."""
+        return self._serving.saved_tokens if self._serving is not None else 0
+
     async def load(
         self, model: str | None = None, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
     ) -> Model:
@@ -159,6 +164,8 @@ class Node:
         cache_tokens: int | None = None,
         prefill_chunk: int = 0,
         deterministic: bool = False,
+        prefix_cache: bool = True,
+        share_prefixes: bool = False,
         public_name: str = "",
         chosen: Callable[[Choice], None] | None = None,
         moved: Callable[[ServerInfo], None] | None = None,
@@ -179,6 +186,8 @@ class Node:
             prefill_chunk: tokens of a prompt that are computed at once before others have their turn; 0: as they come.
                 Attention over other runs of tokens differs in its last bits, so the text of long prompts may, too.
             deterministic: whether a session that is alone computes as it would among others, to the last bit.
+            prefix_cache: whether sessions of one client that begin alike share the work on their beginnings.
+            share_prefixes: whether those of different clients do, too, as far as their clients call them public.
             public_name: shown beside this server.
             chosen: told which blocks will be held, when that was left open or has to fit; again when it changes.
             moved: told what is served after a move.
@@ -214,6 +223,8 @@ class Node:
                 cache_tokens=cache_tokens,
                 prefill_chunk=prefill_chunk,
                 deterministic=deterministic,
+                prefix_cache=prefix_cache,
+                share_prefixes=share_prefixes,
                 public_name=public_name,
                 compression=self._compression,
             )

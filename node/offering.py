@@ -69,6 +69,8 @@ class Wanted:
     cache_tokens: int | None
     prefill_chunk: int
     deterministic: bool
+    prefix_cache: bool
+    share_prefixes: bool
     public_name: str
     compression: Compression
 
@@ -250,6 +252,8 @@ class _Server:
             compression=self.wanted.compression,
             segment_tokens=self.wanted.prefill_chunk or None,
             deterministic=self.wanted.deterministic,
+            prefix_cache=self.wanted.prefix_cache,
+            share_prefixes=self.wanted.share_prefixes,
             expected=(0.0, 0.0) if expected is None else astuple(expected),
         )
 

@@ -117,6 +117,19 @@ class Settings:
         ("serve",), "compute a session that is alone as it would be among others, to the last bit"
     )
 
+    no_prefix_cache: bool = switch(
+        ("serve",), "compute what a client's sessions begin with for each of them, even where they begin alike"
+    )
+    share_prefixes: bool = switch(
+        ("serve",), "share the work on what sessions begin with between clients that call it public"
+    )
+    public_prefix: int = count(
+        _ASKING,
+        "so many tokens, from the first on, are no secret: servers may share the work on them with other clients",
+        default=0,
+        high=MAX_TOKENS,
+    )
+
     max_memory: int | None = size(
         ("serve",), "memory to take on each device at most, on a CPU by the whole process; default: all that is free"
     )

@@ -45,6 +45,8 @@ class Open:
         max_tokens: how many tokens the session may grow to.
         predecessor: the peer that will attach and bring the steps; None when the client itself brings them.
         successor: None when outputs go back to the client.
+        public_tokens: how many of the session's first tokens are no secret, so that a server may share the work on them
+            with other clients whose sessions begin alike.
     """
 
     type: ClassVar[str] = "open"
@@ -58,9 +60,11 @@ class Open:
     max_tokens: int
     predecessor: str | None = None
     successor: Successor | None = None
+    public_tokens: int = 0
 
     def to_map(self) -> dict[str, object]:
         successor = self.successor
+        public = {"public_tokens": self.public_tokens} if self.public_tokens else {}
         return {
             "session": self.session,
             "model": model_to_map(self.model),
@@ -72,6 +76,7 @@ class Open:
             "max_tokens": self.max_tokens,
             "predecessor": self.predecessor,
             "successor": successor and {"peer": successor.peer, "addrs": successor.addrs, "session": successor.session},
+            **public,
         }
 
     @staticmethod
@@ -85,6 +90,9 @@ class Open:
                 addrs=read_addrs(named),
                 session=named.binary("session", limits.SESSION_ID_BYTES),
             )
+        public_tokens = 0
+        if fields.has("public_tokens"):
+            public_tokens = fields.integer("public_tokens", limits.MAX_CONTEXT_TOKENS)
         return Open(
             session=fields.binary("session", limits.SESSION_ID_BYTES),
             model=read_model(fields),
@@ -96,6 +104,7 @@ class Open:
             max_tokens=fields.integer("max_tokens", limits.MAX_CONTEXT_TOKENS, least=1),
             predecessor=read_optional_peer(fields, "predecessor"),
             successor=successor,
+            public_tokens=public_tokens,
         )
 
 

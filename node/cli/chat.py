@@ -97,7 +97,9 @@ class _Talk:
     async def _answer(self, messages: list[Message]) -> str:
         is_new = self._session is None
         if self._session is None:
-            self._session = await self._stack.enter_async_context(self._model.session())
+            self._session = await self._stack.enter_async_context(
+                self._model.session(public_prefix=self._call.settings.public_prefix)
+            )
         generation = self._session.generate(messages, sampling=self._sampling)
         with trio.CancelScope() as scope, self._call.interrupts.cancels_answer(scope):
             await tell(generation, self._call.voice, tells_route=is_new)

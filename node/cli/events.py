@@ -164,6 +164,7 @@ class Load:
     event: ClassVar[str] = "load"
     sessions: int
     cache_tokens_left: int
+    saved_tokens: int
     streams: int
     peers: int
 

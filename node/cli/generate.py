@@ -28,7 +28,8 @@ def run(call: Call) -> None:
             model = await node.load(
                 settings.model, revision=settings.revision, dtype=settings.dtype, device=settings.device
             )
-            await tell(model.generate(prompt, chat=settings.chat, sampling=sampling), call.voice)
+            answer = model.generate(prompt, chat=settings.chat, public_prefix=settings.public_prefix, sampling=sampling)
+            await tell(answer, call.voice)
 
     call.run(ask)
 

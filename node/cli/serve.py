@@ -43,6 +43,8 @@ def run(call: Call) -> None:
                 cache_tokens=settings.cache_tokens,
                 prefill_chunk=settings.prefill_chunk,
                 deterministic=settings.deterministic,
+                prefix_cache=not settings.no_prefix_cache,
+                share_prefixes=settings.share_prefixes,
                 public_name=settings.public_name or "",
                 chosen=partial(_say_chosen, call),
                 moved=partial(_say_ready, call),
@@ -94,6 +96,7 @@ async def _tell_load(call: Call, node: Node) -> None:
         load = Load(
             sessions=node.sessions,
             cache_tokens_left=node.cache_tokens_left,
+            saved_tokens=node.saved_tokens,
             streams=node.network.open_streams,
             peers=len(node.network.connected),
         )

@@ -49,10 +49,13 @@ class Asker:
     background: trio.Nursery
     compression: Compression = "auto"
 
-    async def open_ring(self, max_tokens: int) -> Ring:
+    async def open_ring(self, max_tokens: int, public_tokens: int) -> Ring:
         """A session on the best route whose servers all take it.
 
         A server that refuses or does not answer is left out and another route tried, a few times.
+
+        Args:
+            max_tokens, public_tokens: as for the function of this name.
 
         Raises:
             NoPeers, ModelMismatch, BlocksMissing: as `Servers.plan`.
@@ -73,6 +76,7 @@ class Asker:
                     self.id,
                     dtype=self._wire_dtype(route),
                     max_tokens=max_tokens,
+                    public_tokens=public_tokens,
                     compression=self.compression,
                 )
             except (PeerFault, ModelMismatch) as error:

@@ -22,7 +22,7 @@ from swarmnode.node.routes import Route
 from .asker import Asker
 from .prompts import Prompt, is_conversation, prompt_ids
 from .ring import Answer
-from .session import Encoded, Session
+from .session import Encoded, Session, public_tokens_of
 
 __all__ = ["FinishReason", "Generation", "Piece", "sampling_from"]
 
@@ -73,6 +73,7 @@ class Generation:
         sampling: Sampling | None,
         fields: Mapping[str, Any],
         session: Session | None = None,
+        public_prefix: int = 0,
     ) -> None:
         self.prompt_ids: tuple[int, ...] = ()
         self.ids: list[int] = []
@@ -85,6 +86,7 @@ class Generation:
         self._closed = False
         self._prompt = prompt
         self._chat = chat
+        self._public_tokens = public_tokens_of(public_prefix)
         self._sampling = sampling_from(sampling, fields)
         self._session = session
         self._opened = False
@@ -195,8 +197,8 @@ class Generation:
         if self._session is None:
             wanted = len(ids) + self._max_new_tokens
             self._token = trio.lowlevel.current_trio_token()
-            ring = await self._asker.open_ring(wanted)
-            self._session = self._own_session = Session(self._asker, ring, wanted)
+            ring = await self._asker.open_ring(wanted, self._public_tokens)
+            self._session = self._own_session = Session(self._asker, ring, wanted, self._public_tokens)
         self._opened = True
 
     def _read_prompt(self) -> tuple[list[int], int]:

@@ -56,30 +56,40 @@ class Model:
         return await self._asker.servers.plan(tokens=tokens)
 
     def generate(
-        self, prompt: Prompt, *, chat: bool = False, sampling: Sampling | None = None, **fields: Any
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool = False,
+        public_prefix: int = 0,
+        sampling: Sampling | None = None,
+        **fields: Any,
     ) -> Generation:
         """An answer to `prompt`: `async for piece in model.generate("Once upon a time")`.
 
         Args:
             prompt: text, token ids, or a list of `{"role", "content"}` messages.
             chat: a text is one message of a user, in the model's chat template.
+            public_prefix: so many of the prompt's first tokens are no secret, such as those of a system prompt that
+                everybody uses. Servers that agree share the work on them between clients, who can tell by the time.
             sampling: or its fields by name, such as `max_new_tokens=20, temperature=0.7`.
 
         Raises:
             BadInput: settings that make no sense. The rest is raised when the answer is awaited.
         """
-        return Generation(self._asker, prompt, chat=chat, sampling=sampling, fields=fields)
+        return Generation(self._asker, prompt, chat=chat, public_prefix=public_prefix, sampling=sampling, fields=fields)
 
     @asynccontextmanager
-    async def session(self, *, max_tokens: int | None = None) -> AsyncIterator[Session]:
+    async def session(self, *, max_tokens: int | None = None, public_prefix: int = 0) -> AsyncIterator[Session]:
         """A session that keeps its KV cache between turns, for as long as the block runs.
 
         Args:
             max_tokens: how many tokens the servers are asked to promise room for; the session may outgrow it while
                 they have room. None is a moderate start.
+            public_prefix: as for `generate`, of the session's first tokens.
 
         Raises:
+            BadInput: the public prefix.
             NoPeers, ModelMismatch, BlocksMissing, PeerFault: no route of servers takes it.
         """
-        async with open_session(self._asker, max_tokens) as session:
+        async with open_session(self._asker, max_tokens, public_prefix) as session:
             yield session

@@ -234,6 +234,7 @@ async def open_ring(
     *,
     dtype: str,
     max_tokens: int,
+    public_tokens: int = 0,
     compression: Compression = "auto",
 ) -> Ring:
     """Open a session on every hop of a route at once, each told its neighbours.
@@ -241,6 +242,7 @@ async def open_ring(
     Args:
         dtype: in which hidden states travel.
         max_tokens: how many the session may come to hold.
+        public_tokens: how many of its first tokens are no secret.
         compression: what may travel in it, between servers too, as far as all of them read it.
 
     Raises:
@@ -265,6 +267,7 @@ async def open_ring(
             max_tokens=max_tokens,
             predecessor=hops[index - 1].peer if index else None,
             successor=successor,
+            public_tokens=public_tokens,
         )
         links[index] = await open_hop(network, hops[index], asked)
 

@@ -14,6 +14,7 @@ from swarmnode.errors import BadInput, PromptTooLong, ReplayNeeded
 from swarmnode.models.settings import Sampling
 from swarmnode.node.defaults import SESSION_PROMISE_TOKENS
 from swarmnode.node.routes import Route
+from swarmnode.protocols.limits import MAX_CONTEXT_TOKENS
 from swarmnode.protocols.messages import TensorHeader
 
 from .asker import Asker
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .generation import Generation
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "open_session", "public_tokens_of"]
 
 Encoded = tuple[TensorHeader, Buffer]
 
@@ -38,16 +39,18 @@ class Session:
 
     Args:
         tokens: how many the servers were asked to have room for.
+        public_tokens: how many of the first are no secret.
 
     Attributes:
         messages: the talk so far, when turns are given one by one (`generate(text, chat=True)`).
         unfed: ids that a generation chose last and that were not sent; they go before whatever is sent next.
     """
 
-    def __init__(self, asker: Asker, ring: Ring, tokens: int) -> None:
+    def __init__(self, asker: Asker, ring: Ring, tokens: int, public_tokens: int) -> None:
         self._asker = asker
         self._ring = ring
         self._tokens = tokens
+        self._public_tokens = public_tokens
         self.messages: list[Mapping[str, str]] = []
         self.unfed: list[int] = []
         self._kept = Kept()
@@ -218,7 +221,7 @@ class Session:
         except ReplayNeeded:
             # A server's state cannot go back, or was given to others. We have all that went in.
             await self.aclose()
-            self._ring = await self._asker.open_ring(max(end, self._tokens))
+            self._ring = await self._asker.open_ring(max(end, self._tokens), self._public_tokens)
             self._furthest = 0
             return await self._send(0, end, keep, None)
 
@@ -241,20 +244,32 @@ class Session:
         return self._ring.encode(self._kept.embed(self._asker.ends, start, end))
 
 
+def public_tokens_of(public_prefix: int) -> int:
+    """How many tokens to call public on the wire. Raises `BadInput` for a number below 0."""
+    if public_prefix < 0:
+        raise BadInput(f"A public prefix of {public_prefix} tokens makes no sense.", hint="Give 0 or more.")
+    return min(public_prefix, MAX_CONTEXT_TOKENS)
+
+
 def _join(answers: list[Answer]) -> torch.Tensor:
     return torch.cat([answer.hidden() for answer in answers], dim=1)
 
 
 @asynccontextmanager
-async def open_session(asker: Asker, max_tokens: int | None) -> AsyncIterator[Session]:
+async def open_session(asker: Asker, max_tokens: int | None, public_prefix: int) -> AsyncIterator[Session]:
     """A session for as long as the block runs.
 
     Args:
         max_tokens: how many tokens the servers are asked to promise room for; the session may outgrow it while they
             have room. None is a moderate start.
+        public_prefix: how many of its first tokens are no secret.
+
+    Raises:
+        BadInput: for one that makes no sense; others as `Asker.open_ring`.
     """
     tokens = min(max_tokens or SESSION_PROMISE_TOKENS, asker.context_tokens)
-    session = Session(asker, await asker.open_ring(tokens), tokens)
+    public_tokens = public_tokens_of(public_prefix)
+    session = Session(asker, await asker.open_ring(tokens, public_tokens), tokens, public_tokens)
     try:
         yield session
     finally:

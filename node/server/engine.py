@@ -26,6 +26,7 @@ from swarmnode.node.defaults import (
     LOOK_AGAIN_SECONDS,
     MAX_STEP_WAIT_SECONDS,
     PREFILL_CHUNK_TOKENS,
+    PREFIX_BLOCK_TOKENS,
     STEP_BODY_BYTES,
 )
 from swarmnode.node.tensors import tensor_to_bytes
@@ -37,6 +38,8 @@ from .busy import Busy
 from .cache_budget import CacheBudget, CacheStatistics
 from .giving_way import GivingWay
 from .pauses import parted
+from .prefix import LEAST_BLOCK_TOKENS, Chain, PrefixStatistics
+from .prefix_rows import Prefixes
 from .rates import Rates
 from .schedule import Activity, Chunk, Pending, Priority, Schedule, segments_of
 
@@ -55,6 +58,8 @@ class Use:
 
     Attributes:
         tokens: how far the session is meant to grow. No promise on either side.
+        dtype: in which its hidden states come.
+        public_tokens: how many of its first tokens are no secret.
         ended: told why when the engine has to end the session.
     """
 
@@ -65,6 +70,8 @@ class Use:
     tokens: int
     priority: Priority
     ended: Callable[[SwarmnodeError], None]
+    dtype: str
+    public_tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +87,10 @@ class Engine:
     Args:
         cache_tokens: how many tokens all sessions together may hold, counted as the whole span allocates them.
         deterministic: whether a session that is alone computes as it would among others, to the last bit.
-        segment_tokens: longest run of tokens that attention takes at once; None: as the client cut them.
+        segment_tokens: longest run of tokens that attention takes at once; None: as the client cut them, but for blocks
+            that may be shared.
+        prefix_cache: whether sessions of one peer that begin alike share the work on their beginnings.
+        share_prefixes: whether sessions of all peers do, as far as their clients call them public.
 
     Attributes:
         rates: learnt from every batch.
@@ -94,6 +104,8 @@ class Engine:
         cache_tokens: int,
         deterministic: bool = False,
         segment_tokens: int | None = None,
+        prefix_cache: bool = True,
+        share_prefixes: bool = False,
     ) -> None:
         self.rates = Rates()
         self._span = span
@@ -102,6 +114,9 @@ class Engine:
         self._segment_tokens = segment_tokens
         self._schedule: Schedule[Job] = Schedule()
         self._budget = CacheBudget(cache_tokens, self._schedule.activity)
+        self._prefixes = Prefixes(segment_tokens or PREFIX_BLOCK_TOKENS, self._unused_bytes)
+        self._prefix_cache = prefix_cache and self._prefixes.block_tokens >= LEAST_BLOCK_TOKENS
+        self._share_prefixes = share_prefixes
         self._sessions: dict[bytes, _Session] = {}
         self._parts: WeakValueDictionary[tuple[int, int], Span] = WeakValueDictionary()
         self._parts[span.start, span.end] = span
@@ -130,8 +145,9 @@ class Engine:
 
     @property
     def max_step_tokens(self) -> int:
-        """Most tokens of one step, so that its body stays within bounds in any dtype."""
-        return max(1, min(PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES // (self.hidden_size * WIDEST_ELEMENT_BYTES)))
+        """Most tokens of one step, so that its body stays within bounds in any dtype; whole blocks, if there is one."""
+        most = max(1, min(PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES // (self.hidden_size * WIDEST_ELEMENT_BYTES)))
+        return most - most % self._prefixes.block_tokens or most
 
     @property
     def cache_tokens_left(self) -> int:
@@ -141,6 +157,10 @@ class Engine:
     def statistics(self) -> CacheStatistics:
         """Who holds what, and what has become of sessions."""
         return self._budget.statistics()
+
+    def prefix_statistics(self) -> PrefixStatistics:
+        """What is kept of how sessions began, and how much work that has saved."""
+        return self._prefixes.statistics()
 
     async def measure(self, known: Rates | None = None) -> None:
         """Learn what caches cost, and by a few steps of noise how quick this server is, unless that is known."""
@@ -188,7 +208,7 @@ class Engine:
         )
         if busy is None:
             try:
-                held = await self._torch_thread.run(self._hold, use.start, use.end, urgent=True)
+                held = await self._torch_thread.run(self._hold, use, urgent=True)
             except BaseException:
                 self._budget.release(use.session, trio.current_time())
                 raise
@@ -259,7 +279,7 @@ class Engine:
             self._stuck.set()
 
     def _start(self, batch: list[Chunk[Job]], between: GivingWay | None) -> None:
-        run = partial(run_batch, batch, deterministic=self._deterministic, between=between)
+        run = partial(run_batch, batch, deterministic=self._deterministic, prefixes=self._prefixes, between=between)
         self._torch_thread.start(run, partial(self._ran, batch), urgent=between is None)
 
     def _has_room(self, now: float, chunk: Chunk[Job]) -> bool:
@@ -304,8 +324,8 @@ class Engine:
 
     def _observe(self, batch: Sequence[Chunk[Job]], results: Sequence[Computed | SwarmnodeError | None]) -> None:
         done = [(chunk, each) for chunk, each in zip(batch, results, strict=True) if isinstance(each, Computed)]
-        if not done:
-            return
+        if not done or any(computed.known_tokens for _, computed in done):
+            return  # how quick it is shows only in what is computed
         seconds = max(computed.compute_us for _, computed in done) / 1e6
         self._schedule.pace.observe(sum(chunk.tokens for chunk in batch), seconds)
         # What a session that decodes gets of it; how quick prefill is shows only where it has a batch for itself.
@@ -317,6 +337,10 @@ class Engine:
     def _release(self, session: bytes) -> None:
         del self._sessions[session]
         self._budget.release(session, trio.current_time())
+
+    def _unused_bytes(self) -> int:
+        """What no session holds of the budget. From any thread: a moment later it may be less, and is asked again."""
+        return self._budget.free * self._token_bytes
 
     def _cost(self, share: float, tokens: int) -> int:
         """What a session on this share of the span allocates for so many tokens, in tokens of the whole span."""
@@ -333,11 +357,16 @@ class Engine:
             return token_bytes, 0
         return token_bytes, -(-(self._span.cache_bytes(1) - token_bytes) // token_bytes)
 
-    def _hold(self, start: int, end: int) -> Held:
+    def _hold(self, use: Use) -> Held:
+        start, end = use.start, use.end
         part = self._parts.get((start, end))
         if part is None:
             part = self._parts[start, end] = self._span.part(start, end)
-        return Held(part, part.open_session())
+        if not self._prefix_cache or not part.ragged:
+            return Held(part, part.open_session())
+        public_tokens = use.public_tokens if self._share_prefixes else 0
+        chain = Chain((start, end, use.dtype), use.peer, public_tokens, self._prefixes.block_tokens)
+        return Held(part, part.open_session(), chain)
 
     def _timed(self, held: Held, tokens: int, position: int) -> float:
         noise = torch.randn(1, tokens, self.hidden_size, dtype=self._span.dtype, device=self._span.device)

@@ -105,6 +105,8 @@ class SessionHandler:
             tokens=asked.max_tokens,
             priority=Priority.OWN if messages.peer == self._network.peer else Priority.OTHERS,
             ended=session.end,
+            dtype=asked.dtype,
+            public_tokens=asked.public_tokens,
         )
         busy = await self._engine.open(use)
         if busy is not None:

@@ -44,7 +44,7 @@ class Offer:
         cache_tokens: how many tokens all sessions together may hold.
         public_name: shown beside the server; may be empty.
         compression: how it sends what it computed.
-        segment_tokens, deterministic: as for `Engine`.
+        segment_tokens, deterministic, prefix_cache, share_prefixes: as for `Engine`.
         expected: tokens per second of decode and of prefill that it should make, said until it is ready; 0: unknown.
     """
 
@@ -58,6 +58,8 @@ class Offer:
     compression: Compression = "auto"
     segment_tokens: int | None = None
     deterministic: bool = False
+    prefix_cache: bool = True
+    share_prefixes: bool = False
     expected: tuple[float, float] = (0.0, 0.0)
 
 
@@ -82,6 +84,11 @@ class Serving:
     def cache_tokens_left(self) -> int:
         """Tokens that a new session could hold at once."""
         return self._engine.cache_tokens_left if self._engine is not None else self.offer.cache_tokens
+
+    @property
+    def saved_tokens(self) -> int:
+        """Tokens that were not computed because sessions had begun alike."""
+        return self._engine.prefix_statistics().saved_tokens if self._engine is not None else 0
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -131,6 +138,8 @@ class Serving:
             cache_tokens=self.offer.cache_tokens,
             deterministic=self.offer.deterministic,
             segment_tokens=self.offer.segment_tokens,
+            prefix_cache=self.offer.prefix_cache,
+            share_prefixes=self.offer.share_prefixes,
         )
         await engine.measure(None if known is None else Rates(*known))
         self._engine = engine

@@ -112,6 +112,8 @@ def tensor(**changes: object) -> dict[str, object]:
         ({"rows": 0}, "rows must be between 1 and 256"),
         ({"max_tokens": 0}, "max_tokens must be between 1"),
         ({"max_tokens": 2.5}, "max_tokens must be an integer, not a number"),
+        ({"public_tokens": -1}, "public_tokens must be between 0"),
+        ({"public_tokens": True}, "public_tokens must be an integer, not a boolean"),
         ({"predecessor": "12D3KooW"}, "not that of an Ed25519 key"),
         ({"predecessor": "0OIl"}, "not base58"),
         ({"predecessor": "1" * 65}, "at most 64 characters"),

@@ -13,6 +13,7 @@ from swarmnode.models.span import Piece
 from swarmnode.node.net.memory import MemoryNet, MemoryNetwork
 from swarmnode.node.server.engine import Engine
 from swarmnode.node.server.handler import SessionHandler
+from swarmnode.node.server.prefix import cut
 from swarmnode.node.streams import MessageStream
 from swarmnode.node.tensors import tensor_from_bytes, tensor_to_bytes
 from swarmnode.node.torch_thread import TorchThread
@@ -90,10 +91,11 @@ class Pond:
         self._peers += 1
         return self.net.network(self._peers)
 
-    def serve(self, start: int, end: int, *, cache_tokens: int = 1000, deterministic: bool = False) -> Server:
+    def serve(self, start: int, end: int, *, cache_tokens: int = 1000, **options: Any) -> Server:
+        """A server of these blocks, online; `options` are `Engine`'s."""
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
         network = self.network()
-        engine = Engine(span, self.torch_thread, cache_tokens=cache_tokens, deterministic=deterministic)
+        engine = Engine(span, self.torch_thread, cache_tokens=cache_tokens, **options)
         handler = SessionHandler(network, self.model, engine)
         handler.state = "online"
         network.handle(SESSION, handler)
@@ -137,3 +139,9 @@ class Pond:
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
         cache = span.open_session()
         return [span.run([Piece(cache, hidden, cache.position)], deterministic=True)[0] for hidden in steps]
+
+    def run_cut(self, start: int, end: int, block_tokens: int, states: torch.Tensor) -> torch.Tensor:
+        """What a new session's first step comes to where its attention is cut into blocks of so many tokens."""
+        span = self.checkpoint.load_span(start, end, dtype=torch.float32)
+        piece = Piece(span.open_session(), states, 0, cut(0, [states.shape[1]], block_tokens))
+        return span.run([piece], deterministic=True)[0]

@@ -144,6 +144,7 @@ def opens(draw: st.DrawFn) -> Open:
         max_tokens=draw(st.integers(1, limits.MAX_CONTEXT_TOKENS)),
         predecessor=draw(st.none() | peers),
         successor=draw(st.none() | successors),
+        public_tokens=draw(st.integers(0, limits.MAX_CONTEXT_TOKENS)),
     )
 
 
