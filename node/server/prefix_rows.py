@@ -174,7 +174,7 @@ def _put(begun: Begun) -> Piece | None:
 
 
 def _nothing(begun: Begun) -> torch.Tensor:
-    """What comes of a piece of which nothing is computed and nothing wanted: no tokens, of the dtype all else has."""
-    keys, _ = next(iter(begun.found[0].rows.layers.values()))
+    """What comes of a piece of which nothing is computed and nothing wanted: no tokens, where and as others come."""
+    keys, _ = list(begun.found[0].rows.layers.values())[-1]
     rows, _, width = begun.piece.hidden.shape
     return keys.new_empty((rows, 0, width))
