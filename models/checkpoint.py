@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -32,13 +34,18 @@ from .families import require_certified
 from .identity import fingerprint, identity_digest
 from .index import WeightsIndex, read_index
 from .progress import Progress
+from .quantised import Scheme
+from .quantising import BlockFiles, fill_blocks
 from .source import FolderFiles, ModelFiles, read_json
 from .span import Span
 from .weights import open_tensors
 
-__all__ = ["BUNDLED_NAME", "Checkpoint", "open_checkpoint"]
+__all__ = ["BUNDLED_NAME", "QUANTISED_DTYPE", "Checkpoint", "open_checkpoint"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._\-]{0,95}")
+
+QUANTISED_DTYPE = torch.bfloat16
+"""Of states and of what is not quantised, unless told: the only one for which CPUs have kernels that read few bits."""
 
 MAX_SHOWN_CHARACTERS = 200
 """Of a name that is given back in an error."""
@@ -106,16 +113,19 @@ class Checkpoint:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | Placement = "cpu",
+        quant: Scheme | None = None,
         progress: Progress | None = None,
     ) -> Span:
         """Blocks `start:end`; only their files are downloaded and only their tensors read.
 
         Args:
-            dtype: None is the checkpoint's own.
+            dtype: None is the checkpoint's own; with `quant`, bfloat16.
             device: where to put it; a `Placement` for several devices.
+            quant: in what to keep the weights of linear layers; made at the first load and kept on disk for the next.
             progress: told bytes downloaded and loaded.
 
         Raises:
+            BadInput: these blocks have nothing to quantise.
             BadRange: the model does not have these blocks.
             BadInput: its family does what cannot be done on several devices.
             CheckpointBroken: a file is damaged or incomplete.
@@ -129,16 +139,20 @@ class Checkpoint:
                 span=(start, end),
             )
         placement = device if isinstance(device, Placement) else Placement.whole(device, end - start)
-        if placement.is_plain:
-            return Span(
-                self._load(Part("span", start, end), f"blocks {start}:{end}", dtype, placement.devices[0], progress)
-            )
-        model = self._load(Part("span", start, end), f"blocks {start}:{end}", dtype, "cpu", progress)
-        try:
+        dtype = dtype or (self.dtype if quant is None else QUANTISED_DTYPE)
+        part, what = Part("span", start, end, quant), f"blocks {start}:{end}"
+        model = self._load(part, what, dtype, placement.devices[0] if placement.is_plain else "cpu", progress)
+        with self._room_for(what, placement):
+            if quant is not None:
+                fill_blocks(model, placement, BlockFiles(self.digest, quant, dtype), self._load_block, progress)
+            if placement.is_plain:
+                return Span(model)
             settle(model, placement)
             return _tried(Span(model))
-        except torch.OutOfMemoryError as error:
-            raise self._no_room(f"blocks {start}:{end}", placement) from error
+
+    def _load_block(self, index: int, dtype: torch.dtype) -> PreTrainedModel:
+        """One block in the machine's memory."""
+        return self._load(Part("span", index, index + 1), f"block {index}", dtype, "cpu", None)
 
     def load_ends(
         self,
@@ -199,17 +213,18 @@ class Checkpoint:
         wanted = self._index.files_of(names)
         paths = self._files.fetch_all(list(wanted))
         sources = dict(zip(paths, wanted.values(), strict=True))
-        try:
-            with open_tensors(sources, what, progress) as (tensors, _):
-                return build_part(self.config, part, tensors, dtype=dtype or self.dtype, device=torch.device(device))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise self._no_room(what, device) from error
+        with self._room_for(what, device), open_tensors(sources, what, progress) as (tensors, _):
+            return build_part(self.config, part, tensors, dtype=dtype or self.dtype, device=torch.device(device))
 
-    def _no_room(self, what: str, device: object) -> OutOfMemory:
-        return OutOfMemory(
-            f"There is no room for {what} of {self.name} on {device}.",
-            hint="Take fewer blocks, a smaller dtype, or another device.",
-        )
+    @contextmanager
+    def _room_for(self, what: str, device: torch.device | str | Placement) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(
+                f"There is no room for {what} of {self.name} on {device}.",
+                hint="Take fewer blocks, a smaller dtype, or another device.",
+            ) from error
 
     def _stored_dtype(self) -> torch.dtype:
         for config in (self.config, text_config(self.config)):

@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 from swarmnode.errors import BadRange, CheckpointBroken
 
 from .layout import Layout, ancestors, causal_class, find_layout, hidden_size, num_blocks, step_arguments, text_config
+from .quantised import QuantisedLinear, Scheme, quantisable
 from .quirks import quirks_of
 from .stand_ins import Absent, Gate
 
@@ -47,6 +48,7 @@ __all__ = [
     "num_blocks",
     "part_tensor_name",
     "part_tensor_names",
+    "quantised_layers",
     "quiet_transformers",
     "sketch_blocks",
     "step_arguments",
@@ -61,11 +63,17 @@ MAX_NAMED_TENSORS = 5
 
 @dataclass(frozen=True)
 class Part:
-    """What a process holds of a model: the blocks `start:end`, or the ends (all that is not a block)."""
+    """What a process holds of a model: the blocks `start:end`, or the ends (all that is not a block).
+
+    Attributes:
+        quant: in what the linear layers of the blocks are kept. The weights of those that can be are then no tensors of
+            the part: `QuantisedLinear.fill` brings them.
+    """
 
     kind: Literal["span", "ends"]
     start: int = 0
     end: int = 0
+    quant: Scheme | None = None
 
 
 def build_part(
@@ -110,10 +118,10 @@ def build_part(
     return cast(PreTrainedModel, model.eval().to(device))
 
 
-def sketch_blocks(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def sketch_blocks(config: PretrainedConfig, dtype: torch.dtype, quant: Scheme | None = None) -> PreTrainedModel:
     """All blocks of a model as a part, in the types that loading would give them, on the meta device: no weights."""
     stock, config = causal_class(copy.deepcopy(config))
-    blocks = _part_class(stock, Part("span", 0, num_blocks(config)))
+    blocks = _part_class(stock, Part("span", 0, num_blocks(config), quant))
     with quiet_transformers(), torch.device("meta"), local_torch_dtype(dtype, stock.__name__):
         model = blocks(config)
     exact = model._get_dtype_plan(dtype)
@@ -122,7 +130,15 @@ def sketch_blocks(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMod
         for name, weight in (*model.named_parameters(), *model.named_buffers()):
             if pattern.search(name):
                 weight.data = weight.data.float()
+    for layer in quantised_layers(model).values():
+        parts = {name: torch.empty(shape, dtype=kind, device="meta") for name, (kind, shape) in layer.parts.items()}
+        layer.fill(parts, torch.device("meta"))
     return model.eval()
+
+
+def quantised_layers(model: nn.Module) -> dict[str, QuantisedLinear]:
+    """The layers of a part, or of one of its blocks, whose weights have to be brought by `fill`; by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, QuantisedLinear)}
 
 
 def part_tensor_names(config: PretrainedConfig, part: Part, names: Iterable[str]) -> list[str]:
@@ -170,7 +186,8 @@ class _Names:
         count = len(cast(nn.ModuleList, self._model.get_submodule(blocks)))
         elsewhere = [f"{blocks}.{index}." for index in range(count) if not holds(part, index)]
         outside = (*elsewhere, *(f"{path}." for path in dispensable(self._model, self._layout, part)))
-        return frozenset(name for name in self._state if not name.startswith(outside))
+        brought = {f"{path}.weight" for path in to_quantise(self._model, self._layout, part)}
+        return frozenset(name for name in self._state if not name.startswith(outside) and name not in brought)
 
 
 def _names_of(config: PretrainedConfig) -> _Names:
@@ -200,6 +217,21 @@ def holds(part: Part, block: int) -> bool:
     return part.kind == "span" and part.start <= block < part.end
 
 
+def to_quantise(model: PreTrainedModel, layout: Layout, part: Part) -> dict[str, nn.Linear]:
+    """The layers of a whole model, by path, that the part keeps in few bits."""
+    if part.quant is None:
+        return {}
+    wide = list(model._get_dtype_plan(torch.float16))  # what a family wants in float32 where the rest is float16
+    exact = build_glob_alternation(wide)[0].search if wide else None
+    found: dict[str, nn.Linear] = {}
+    for index in range(part.start, part.end):
+        path = f"{layout.blocks}.{index}"
+        for name, layer in quantisable(model.get_submodule(path), part.quant).items():
+            if exact is None or not exact(f"{path}.{name}.weight"):
+                found[f"{path}.{name}"] = layer
+    return found
+
+
 def _part_class(stock: type[PreTrainedModel], part: Part) -> type[PreTrainedModel]:
     """A subclass of the stock class that builds itself whole and then keeps the part.
 
@@ -217,6 +249,8 @@ def _part_class(stock: type[PreTrainedModel], part: Part) -> type[PreTrainedMode
 def _keep(model: PreTrainedModel, part: Part) -> None:
     """Take everything out of a whole model that the part does not hold."""
     layout = find_layout(model)
+    for path, layer in to_quantise(model, layout, part).items():
+        model.set_submodule(path, QuantisedLinear(layer, cast(Scheme, part.quant)))
     quirks = quirks_of(model.config.model_type)
     blocks = cast(nn.ModuleList, model.get_submodule(layout.blocks))
     for index in range(len(blocks)):

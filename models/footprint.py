@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .cut import quiet_transformers, sketch_blocks, text_config
 from .peak import without_memory
+from .quantised import Scheme
 from .quirks import quirks_of
 from .slabs import capacity
 from .span import RaggedCache, Span, SpanCache
@@ -31,6 +32,7 @@ class Footprint:
 
     Attributes:
         weights: of each block, with its buffers.
+        stored: of each block, what it is read as before it is quantised; else the same.
         token: of each block, what its cache takes for one token of a session.
         session: of each block, what a session takes there beyond that, however short it is.
         step: the most that the largest step takes besides, of any block, in a session that begins with it.
@@ -38,6 +40,7 @@ class Footprint:
     """
 
     weights: tuple[int, ...]
+    stored: tuple[int, ...]
     token: tuple[int, ...]
     session: tuple[int, ...]
     step: int
@@ -59,7 +62,13 @@ class _Taken:
 
 
 def footprint(
-    config: PretrainedConfig, dtype: torch.dtype, *, step_tokens: int, session_tokens: int, device_type: str = "cpu"
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    step_tokens: int,
+    session_tokens: int,
+    quant: Scheme | None = None,
+    device_type: str = "cpu",
 ) -> Footprint:
     """What each block of a model takes in `dtype`.
 
@@ -67,10 +76,11 @@ def footprint(
         config: of the whole model.
         step_tokens: the most tokens of one step.
         session_tokens: the most tokens that a session holds.
+        quant: in what the weights of linear layers will be kept.
         device_type: where it will run: `cpu`, `cuda`, `mps`.
     """
-    model = sketch_blocks(config, dtype)
-    blocks = list(cast(nn.ModuleList, model.get_submodule(model.swarmnode_layout.blocks)))
+    model = sketch_blocks(config, dtype, quant)
+    blocks = _blocks(model)
     before = _full_slab(max(1, session_tokens - step_tokens))
     found: dict[Hashable, _Taken] = {}
     kinds = [block_kind(model, index, block) for index, block in enumerate(blocks)]
@@ -79,8 +89,10 @@ def footprint(
             if kind not in found:
                 found[kind] = _run(Span(model, index, index + 1), step_tokens, before, device_type)
     step = max(taken.step for taken in found.values())
+    weights = tuple(map(_bytes, blocks))
     return Footprint(
-        weights=tuple(sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers())) for block in blocks),
+        weights=weights,
+        stored=weights if quant is None else tuple(map(_bytes, _blocks(sketch_blocks(config, dtype)))),
         token=tuple(found[kind].token for kind in kinds),
         session=tuple(found[kind].session for kind in kinds),
         step=step,
@@ -88,11 +100,20 @@ def footprint(
     )
 
 
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+    return list(cast(nn.ModuleList, model.get_submodule(model.swarmnode_layout.blocks)))
+
+
+def _bytes(block: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
+
+
 def block_kind(model: PreTrainedModel, index: int, block: nn.Module) -> Hashable:
     """Blocks of one kind take the same."""
     config = text_config(model.config)
     named = [getattr(config, field, None) for field in ("layer_types", "layers_block_type")]
-    shapes = tuple((name, tuple(each.shape), each.dtype) for name, each in block.named_parameters())
+    weights = (*block.named_parameters(), *block.named_buffers())
+    shapes = tuple((name, tuple(each.shape), each.dtype) for name, each in weights)
     return type(block), *(kinds[index] if kinds else None for kinds in named), shapes
 
 

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from .experts import EXPERTS, ROWS
 from .layout import argument_names
 from .packed import NAME, Batch, NotRagged, Passage, Piece
+from .quantised import QuantisedLinear
 from .slabs import RaggedCache, TokenShape
 
 __all__ = ["Ragged", "whole_rows"]
@@ -33,9 +34,17 @@ def whole_rows(blocks: Iterable[nn.Module]) -> int:
     A linear layer wants `ROWS`. Elementwise functions take `STRIDE_BYTES` at a time and the rest singly, in other
     arithmetic; so rows times width must be a multiple of that for the narrowest values, as wide as some weight is.
     """
-    weights = [weight for block in blocks for weight in block.parameters() if weight.ndim > 1]
-    narrowest = math.gcd(*(width for weight in weights for width in weight.shape))
-    stride = max(STRIDE_BYTES // weight.element_size() for weight in weights)
+    shapes: list[tuple[int, ...]] = []
+    strides = [1]
+    for module in (module for block in blocks for module in block.modules()):
+        if isinstance(module, QuantisedLinear):
+            shapes.append((module.out_features, module.in_features))
+            strides.append(STRIDE_BYTES // module.scale.element_size())
+        for weight in module.parameters(recurse=False):
+            if weight.ndim > 1:
+                shapes.append(tuple(weight.shape))
+                strides.append(STRIDE_BYTES // weight.element_size())
+    narrowest, stride = math.gcd(*(width for shape in shapes for width in shape)), max(strides)
     return max(ROWS, stride // math.gcd(stride, narrowest))
 
 

@@ -17,6 +17,7 @@ from . import cut
 from .cache import SpanCache
 from .families import certificate
 from .packed import Piece
+from .quantised import steady
 from .quirks import one_by_one, quirks_of
 from .ragged import Ragged, whole_rows
 from .slabs import RaggedCache, Rows
@@ -154,7 +155,8 @@ class Span:
 
         A session's steps come out the same bit for bit whoever shares the pass and in whatever order, on one CPU with
         one number of threads. When `deterministic` is false, a piece that has a pass for itself may come out in
-        other last bits, those of the stock model: a lone stream is quicker then.
+        other last bits, those of the stock model: a lone stream is quicker then. So may, with quantised weights, any
+        piece of a long pass.
 
         Args:
             between: called before each block. It may run other sessions on the same blocks: no bits depend on that.
@@ -236,7 +238,7 @@ class Span:
         as_stock = len(pieces) == 1 and not deterministic
         padding = 0 if as_stock else -sum(sizes) % self._whole_rows
         packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
-        with self._ragged.packed(pieces, padding, self.device, as_stock=as_stock) as about:
+        with self._ragged.packed(pieces, padding, self.device, as_stock=as_stock) as about, steady(deterministic):
             out = self._through(packed, about, between)
         for piece in pieces:
             piece.cache.position += piece.hidden.shape[1]

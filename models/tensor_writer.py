@@ -15,7 +15,7 @@ from swarmnode.errors import CheckpointBroken
 __all__ = ["TensorWriter"]
 
 ALIGNMENT_BYTES = 64
-NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
 
 
 class TensorWriter:

@@ -131,7 +131,7 @@ def need_of(task: Task, window: Window, cache_tokens: int) -> Need:
     if not cache:  # states that do not grow: the budget counts tokens, and no session is expected to have but a few
         cache = min(MAX_SESSIONS, -(-cache_tokens // SESSION_PROMISE_TOKENS)) * sum(footprint.session[start:end])
     stepping = int(STEP_FACTOR * step) + STEP_BYTES + bodies
-    loading = max(footprint.weights[start:end]) + LOADING_BYTES
+    loading = max(footprint.stored[start:end]) + LOADING_BYTES
     # The cache is empty while blocks load, so that the two never need room together.
     return Need(sum(footprint.weights[start:end]), cache, RUNNING_BYTES + max(stepping, loading - cache))
 

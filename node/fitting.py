@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from swarmnode.models.checkpoint import Checkpoint
+    from swarmnode.models.quantised import Scheme
 
 __all__ = ["Fit", "Request", "fit_blocks"]
 
@@ -47,6 +48,7 @@ class Request:
         cache_tokens: how much cache; None leaves it to the room there is.
         max_memory: bytes that this process may take on each device; None is all that is free.
         offload: whether weights for which a device has no room may stay in the machine's memory.
+        quant: in what linear layers will be kept.
     """
 
     window: tuple[int, int] | None = None
@@ -55,6 +57,7 @@ class Request:
     cache_tokens: int | None = None
     max_memory: int | None = None
     offload: bool = False
+    quant: Scheme | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, devices: Sequence[tor
             f"{checkpoint.name} has {total} blocks, not {count}.", hint=f"Give --num-blocks {total} or fewer."
         )
     room, words = _room(devices, request)
-    task = _task(checkpoint, dtype, devices[0], request.cache_tokens)
+    task = _task(checkpoint, dtype, devices[0], request)
     if request.window is not None:
         windows = [request.window] if fits(task, room, request.window) else []
     else:
@@ -150,12 +153,18 @@ def _room_on(device: torch.device, request: Request) -> tuple[float, str]:
     return limit, f"{words} beside the {shown_size(memory.used)} that the program has already"
 
 
-def _task(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, cache_tokens: int | None) -> Task:
+def _task(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, request: Request) -> Task:
+    cache_tokens = request.cache_tokens
     state_bytes = checkpoint.hidden_size * WIDEST_ELEMENT_BYTES
     step_tokens = max(BATCH_TOKENS, min(PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES // state_bytes))
     longest = min(checkpoint.context_tokens, cache_tokens or DEFAULT_CACHE_TOKENS)
     found = footprint(
-        checkpoint.config, dtype, step_tokens=step_tokens, session_tokens=longest, device_type=device.type
+        checkpoint.config,
+        dtype,
+        step_tokens=step_tokens,
+        session_tokens=longest,
+        quant=request.quant,
+        device_type=device.type,
     )
     return Task(found, step_tokens, step_tokens * state_bytes, checkpoint.context_tokens, cache_tokens)
 
@@ -180,5 +189,5 @@ def _nothing_fits(name: str, task: Task, room: Room, request: Request, words: st
     return OutOfMemory(
         f"{what} {shown_size(need.total)} ({shown_size(need.weights)} of weights, {shown_size(need.cache)} for a cache "
         f"of {least} tokens, {shown_size(need.work)} to work in), and {words}.",
-        hint=f"{hint}; fewer --cache-tokens or a smaller --dtype need less.",
+        hint=f"{hint}; fewer --cache-tokens, a smaller --dtype or --quant need less.",
     )

@@ -159,6 +159,7 @@ class Node:
         num_blocks: int | None = None,
         max_memory: int | None = None,
         dtype: str = "auto",
+        quant: str = "none",
         device: str = "auto",
         offload: bool = False,
         cache_tokens: int | None = None,
@@ -182,6 +183,8 @@ class Node:
                 or "auto" if they do not fit. Who chooses moves later on where the swarm needs it, while nobody uses it.
             num_blocks: how many blocks, chosen as with "auto".
             max_memory: bytes that may be taken on each device, on a CPU by the whole process; None is all that is free.
+            quant: "int8" or "int4" keeps the weights of linear layers in so many bits: less memory and quicker decoding
+                for answers that differ a little. The dtype "auto" is bfloat16 then.
             cache_tokens: how many tokens all sessions together may hold; None is what there is room for, up to 65,536.
             prefill_chunk: tokens of a prompt that are computed at once before others have their turn; 0: as they come.
                 Attention over other runs of tokens differs in its last bits, so the text of long prompts may, too.
@@ -218,6 +221,7 @@ class Node:
                 num_blocks=num_blocks,
                 max_memory=max_memory,
                 dtype=dtype,
+                quant=quant,
                 device=device,
                 offload=offload,
                 cache_tokens=cache_tokens,

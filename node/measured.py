@@ -23,7 +23,7 @@ from .links import Link
 
 __all__ = ["Measured", "Network", "SpanKey", "SpanRates", "network_of"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_SPANS: Final = 64
 """Spans that are remembered; of more, those that were not used for longest are forgotten."""
 MAX_FILE_BYTES: Final = 64 * 1024
@@ -41,12 +41,14 @@ class SpanKey:
         hardware: device, threads and torch, in words.
         model: the digest of config and weights, in hex.
         dtype: of weights and states.
+        quant: in what the weights are kept, or "none".
         blocks: how many the span has.
     """
 
     hardware: str
     model: str
     dtype: str
+    quant: str
     blocks: int
 
 
@@ -166,7 +168,7 @@ def _strings_and_count(fields: dict[str, Any]) -> dict[str, Any]:
     blocks = fields["blocks"]
     if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
         raise ValueError("no count of blocks")
-    return {**{name: str(fields[name]) for name in ("hardware", "model", "dtype")}, "blocks": blocks}
+    return {**{name: str(fields[name]) for name in ("hardware", "model", "dtype", "quant")}, "blocks": blocks}
 
 
 def _rates(fields: dict[str, Any]) -> dict[str, float]:

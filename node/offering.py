@@ -6,17 +6,19 @@ import gc
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
 import trio
 
 from swarmnode.errors import BadInput
 from swarmnode.models.blocks import parse_blocks
-from swarmnode.models.checkpoint import Checkpoint, open_checkpoint
+from swarmnode.models.checkpoint import QUANTISED_DTYPE, Checkpoint, open_checkpoint
 from swarmnode.models.devices import Placement
 from swarmnode.models.progress import Progress
+from swarmnode.models.quantised import SCHEMES, Scheme
 from swarmnode.protocols.limits import MAX_CACHE_TOKENS
-from swarmnode.protocols.records import ModelId
+from swarmnode.protocols.records import NOT_QUANTISED, ModelId
 
 from .asking import checkpoint_id
 from .choosing import Choice, Chooser, choice_of
@@ -48,6 +50,7 @@ class ServerInfo:
     start: int
     end: int
     dtype: str
+    quantisation: str
     device: str
     cache_tokens: int
     decode_tokens_per_second: float
@@ -64,6 +67,7 @@ class Wanted:
     num_blocks: int | None
     max_memory: int | None
     dtype: str
+    quant: str
     device: str
     offload: bool
     cache_tokens: int | None
@@ -105,15 +109,19 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
     _check(wanted)
     opening = partial(open_checkpoint, wanted.model, revision=wanted.revision)
     checkpoint = await load(lambda progress: opening(progress=progress), place.progress)
-    dtype, devices = torch_dtype(wanted.dtype, checkpoint.dtype), torch_devices(wanted.device)
+    quant = None if wanted.quant == NOT_QUANTISED else cast(Scheme, wanted.quant)
+    dtype = torch_dtype(wanted.dtype, checkpoint.dtype if quant is None else QUANTISED_DTYPE)
+    devices = torch_devices(wanted.device)
     _check_offload(wanted, devices)
     key = SpanKey(
         _hardware(devices, offload=wanted.offload),
         checkpoint.digest.hex(),
         dtype_name(dtype),
+        wanted.quant,
         blocks=checkpoint.num_blocks,
     )
-    server = _Server(wanted, place, tell, checkpoint, dtype, devices, key, await trio.to_thread.run_sync(Measured))
+    measured = await trio.to_thread.run_sync(Measured)
+    server = _Server(wanted, place, tell, checkpoint, dtype, devices, quant, key, measured)
     choice, chooser = await server.choose()
     while True:
         choice = await server.hold(choice, chooser)
@@ -127,6 +135,8 @@ def _check(wanted: Wanted) -> None:
     if wanted.prefill_chunk < 0:
         hint = "Give 1 or more, or 0."
         raise BadInput(f"A prefill chunk of {wanted.prefill_chunk} tokens makes no sense.", hint=hint)
+    if wanted.quant not in (NOT_QUANTISED, *SCHEMES):
+        raise BadInput(f"{wanted.quant!r} is no quantisation.", hint=f"Give none, {', '.join(SCHEMES)}.")
     if wanted.num_blocks is not None and wanted.num_blocks < 1:
         raise BadInput(f"{wanted.num_blocks} blocks make no sense.", hint="Give 1 or more.")
     if wanted.num_blocks is not None and wanted.blocks not in (None, AUTO):
@@ -158,6 +168,7 @@ class _Server:
     checkpoint: Checkpoint
     dtype: torch.dtype
     devices: tuple[torch.device, ...]
+    quant: Scheme | None
     key: SpanKey
     measured: Measured
 
@@ -200,7 +211,14 @@ class _Server:
                     serving.offer_instead(self._offer(choice))
                     self.tell.chosen(choice)
             start, end = choice.window
-            loading = partial(self.checkpoint.load_span, start, end, dtype=self.dtype, device=self._placement(choice))
+            loading = partial(
+                self.checkpoint.load_span,
+                start,
+                end,
+                dtype=self.dtype,
+                device=self._placement(choice),
+                quant=self.quant,
+            )
             key = replace(self.key, blocks=end - start)
             known = self.measured.rates(key)
             await serving.begin(
@@ -229,6 +247,7 @@ class _Server:
             cache_tokens=self.wanted.cache_tokens,
             max_memory=self.wanted.max_memory,
             offload=self.wanted.offload,
+            quant=self.quant,
         )
 
     def _placement(self, choice: Choice) -> Placement:
@@ -247,6 +266,7 @@ class _Server:
             start=start,
             end=end,
             dtype=dtype_name(self.dtype),
+            quantisation=self.wanted.quant,
             cache_tokens=choice.cache_tokens,
             public_name=self.wanted.public_name,
             compression=self.wanted.compression,
@@ -266,6 +286,7 @@ class _Server:
             start=offer.start,
             end=offer.end,
             dtype=offer.dtype,
+            quantisation=offer.quantisation,
             device=str(self._placement(choice)),
             cache_tokens=offer.cache_tokens,
             decode_tokens_per_second=decode,

@@ -104,6 +104,11 @@ class Settings:
         "keep weights for which the GPU has no room in the machine's memory, and copy them there for each pass",
     )
     dtype: str = choice(_MODELLED, "number format of weights and states", ("auto", "float32", "bfloat16", "float16"))
+    quant: str = choice(
+        ("serve",),
+        "keep the weights of linear layers in few bits: less memory, quicker decoding, answers that differ a little",
+        ("none", "int8", "int4"),
+    )
     cache_tokens: int | None = count(
         ("serve",), "tokens of KV cache to keep for all sessions together", low=1, high=MAX_TOKENS
     )

@@ -22,6 +22,7 @@ class ServerStatus:
     Attributes:
         confirmed: it answered for itself just now; else its record is all there is.
         relayed: it says that others reach it through relays only, unless they punch through.
+        quantisation: in what its weights are kept, if not as numbers of its dtype; its answers differ a little then.
     """
 
     peer: str
@@ -36,6 +37,7 @@ class ServerStatus:
     confirmed: bool
     addrs: tuple[str, ...]
     relayed: bool = False
+    quantisation: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ def sum_up(model: ModelId, num_blocks: int, records: Iterable[ServerRecord], con
                 confirmed=record.peer in confirmed,
                 addrs=tuple(record.addrs),
                 relayed=record.relayed,
+                quantisation=record.quantisation,
             )
             for record in own
         ),

@@ -23,10 +23,13 @@ from .peers import public_key_of
 from .tensors import CODEC_RAW, read_codecs
 from .wire import Fields, pack, unpack_map
 
-__all__ = ["SIGNED_DOMAIN", "ModelId", "ServerRecord", "ServerState", "open_record", "sign_record"]
+__all__ = ["NOT_QUANTISED", "SIGNED_DOMAIN", "ModelId", "ServerRecord", "ServerState", "open_record", "sign_record"]
 
 SIGNED_DOMAIN = b"swarmnode/record/1\x00"
 """Goes before the payload when it is signed, so that no other signature of the key can pass for a record's."""
+
+NOT_QUANTISED = "none"
+"""What a record says of weights that are numbers of its dtype."""
 
 ServerState = Literal["joining", "online", "draining"]
 """Loading its blocks and not yet answering; taking sessions; finishing those it has."""

@@ -70,6 +70,7 @@ class ServerStatus:
     public_name: str
     addrs: tuple[str, ...]
     relayed: bool = False
+    quantisation: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class Ready:
     dtype: str
     device: str
     cache_tokens: int
+    quantisation: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from .events import (
     Token,
 )
 from .paint import Paint, harmless
-from .tables import models_table, short_peer, status_table
+from .tables import models_table, number_format, short_peer, status_table
 from .voice import write_last
 
 __all__ = ["PeopleVoice", "error_text"]
@@ -102,7 +102,8 @@ class PeopleVoice:
                 return f"joined: {peers} peer{'' if peers == 1 else 's'}"
             case Ready(model=model, blocks=(start, end)):
                 whole = f"blocks {start}:{end} of {event.num_blocks}"
-                how = f"{event.dtype} on {event.device}, cache for {event.cache_tokens} tokens"
+                numbers = number_format(event.dtype, event.quantisation)
+                how = f"{numbers} on {event.device}, cache for {event.cache_tokens} tokens"
                 return f"{self._paint('green', 'ready')}: {model.name}, {whole} ({how})"
             case SwarmKey(file=file):
                 return f"made {file}, which only you can read"

@@ -38,6 +38,7 @@ def run(call: Call) -> None:
                 num_blocks=settings.num_blocks,
                 max_memory=settings.max_memory,
                 dtype=settings.dtype,
+                quant=settings.quant,
                 device=settings.device,
                 offload=settings.offload,
                 cache_tokens=settings.cache_tokens,
@@ -84,6 +85,7 @@ def _say_ready(call: Call, info: ServerInfo) -> None:
             blocks=(info.start, info.end),
             num_blocks=info.num_blocks,
             dtype=info.dtype,
+            quantisation=info.quantisation,
             device=info.device,
             cache_tokens=info.cache_tokens,
         )

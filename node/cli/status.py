@@ -70,4 +70,5 @@ def _server(server: seen.ServerStatus) -> ServerStatus:
         public_name=server.public_name,
         addrs=server.addrs,
         relayed=server.relayed,
+        quantisation=server.quantisation,
     )

@@ -8,7 +8,7 @@ from typing import Final
 from .events import Models, ModelStatus, ServerStatus, Status
 from .paint import Paint, harmless
 
-__all__ = ["coverage", "models_table", "short_peer", "status_table"]
+__all__ = ["coverage", "models_table", "number_format", "short_peer", "status_table"]
 
 BAR_WIDTH: Final = 60
 # Ends of peer ids differ, beginnings (12D3KooW) do not.
@@ -38,6 +38,11 @@ def coverage(model: ModelStatus, width: int = BAR_WIDTH) -> str:
         worst = min(held[cell * len(held) // cells : (cell + 1) * len(held) // cells], default=0)
         marks.append(_NONE if worst == 0 else _ONE if worst == 1 else _SEVERAL)
     return "".join(marks)
+
+
+def number_format(dtype: str, quantisation: str) -> str:
+    """In what weights and states are: `bfloat16`, or `int8, bfloat16` when the weights are quantised."""
+    return dtype if quantisation == "none" else f"{quantisation}, {dtype}"
 
 
 def status_table(status: Status, paint: Paint) -> str:
@@ -81,7 +86,7 @@ def _server(server: ServerStatus) -> tuple[str, ...]:
         f"{server.decode_tokens_per_second:.1f}",
         f"{server.prefill_tokens_per_second:.0f}",
         str(server.cache_tokens_left),
-        harmless(server.dtype),
+        harmless(number_format(server.dtype, server.quantisation)),
         harmless(server.public_name),
     )
 

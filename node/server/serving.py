@@ -20,7 +20,7 @@ from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.ids import SESSION, SPOKEN
 from swarmnode.protocols.limits import MAX_ADDRS
 from swarmnode.protocols.messages import Refused
-from swarmnode.protocols.records import ModelId, ServerRecord, ServerState, sign_record
+from swarmnode.protocols.records import NOT_QUANTISED, ModelId, ServerRecord, ServerState, sign_record
 from swarmnode.protocols.tensors import KNOWN_CODECS
 
 from .engine import Engine
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Offer", "Serving", "open_serving"]
 
-QUANTISATION = "none"
-
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -41,6 +39,7 @@ class Offer:
 
     Attributes:
         dtype: of the weights and of the hidden states it makes.
+        quantisation: in what its weights are kept, if that is something else.
         cache_tokens: how many tokens all sessions together may hold.
         public_name: shown beside the server; may be empty.
         compression: how it sends what it computed.
@@ -55,6 +54,7 @@ class Offer:
     dtype: str
     cache_tokens: int
     public_name: str
+    quantisation: str = NOT_QUANTISED
     compression: Compression = "auto"
     segment_tokens: int | None = None
     deterministic: bool = False
@@ -109,7 +109,7 @@ class Serving:
             start=self.offer.start,
             end=self.offer.end,
             dtype=self.offer.dtype,
-            quantisation=QUANTISATION,
+            quantisation=self.offer.quantisation,
             state=self._state,
             cache_tokens_left=self.cache_tokens_left,
             decode_tokens_per_second=decode,

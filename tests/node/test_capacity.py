@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 def task(*weights: int, token: int = 4096, session: int = 0, cache_tokens: int | None = None, reach: float = 0) -> Task:
     count = len(weights)
-    footprint = Footprint(weights, (token,) * count, (session,) * count, step=50 * MIB, reach=reach)
+    footprint = Footprint(weights, weights, (token,) * count, (session,) * count, step=50 * MIB, reach=reach)
     return Task(footprint, step_tokens=1024, body_bytes=MIB, context_tokens=8192, cache_tokens=cache_tokens)
 
 

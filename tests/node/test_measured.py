@@ -14,7 +14,7 @@ from swarmnode.node.identity import state_folder
 from swarmnode.node.links import Link
 from swarmnode.node.measured import MAX_FILE_BYTES, MAX_SPANS, Measured, Network, SpanKey, SpanRates, network_of
 
-KEY = SpanKey("a CPU, 2 threads, torch 2", "ab" * 32, "float32", 10)
+KEY = SpanKey("a CPU, 2 threads, torch 2", "ab" * 32, "float32", "none", 10)
 RATES = SpanRates(20.0, 300.0)
 NETWORK = Network(0.05, 8e7)
 
@@ -38,8 +38,10 @@ def test_it_lies_in_the_state_folder() -> None:
     assert (state_folder() / "measured.json").is_file()
 
 
-@pytest.mark.parametrize("changed", [{"hardware": "another"}, {"model": "cd" * 32}, {"dtype": "bfloat16"}])
-def test_another_machine_model_or_dtype_is_another_thing(path: Path, changed: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"hardware": "another"}, {"model": "cd" * 32}, {"dtype": "bfloat16"}, {"quant": "int8"}]
+)
+def test_another_machine_model_or_format_is_another_thing(path: Path, changed: dict[str, str]) -> None:
     known = Measured(path)
     known.keep(KEY, RATES)
     other = replace(KEY, **changed)  # type: ignore[arg-type]
@@ -70,7 +72,7 @@ def test_it_stays_small_and_forgets_what_was_not_used_for_longest(path: Path) ->
 def wrong(**changed: object) -> str:
     """The file with a single span, but for these fields of it."""
     rates = {"decode_tokens_per_second": 1.0, "prefill_tokens_per_second": 1.0}
-    of = {"hardware": "h", "model": "m", "dtype": "d", "blocks": 1}
+    of = {"hardware": "h", "model": "m", "dtype": "d", "quant": "q", "blocks": 1}
     span = {
         "of": {name: changed.get(name, value) for name, value in of.items()},
         "rates": {name: changed.get(name, value) for name, value in rates.items()},
@@ -103,7 +105,7 @@ def test_a_file_that_makes_no_sense_counts_as_empty(path: Path, text: str) -> No
     path.parent.mkdir()
     path.write_text(text)
     known = Measured(path)
-    assert known.rates(SpanKey("h", "m", "d", 1)) is None
+    assert known.rates(SpanKey("h", "m", "d", "q", 1)) is None
     assert known.network is None
     known.keep(KEY, RATES)
     assert Measured(path).rates(KEY) == RATES
@@ -120,7 +122,7 @@ def test_the_file_of_this_test_is_good_where_nothing_is_changed(path: Path) -> N
     path.parent.mkdir()
     path.write_text(wrong(network={"round_trip_seconds": 0.1, "bits_per_second": 5}))
     known = Measured(path)
-    assert known.rates(SpanKey("h", "m", "d", 1)) == SpanRates(1.0, 1.0)
+    assert known.rates(SpanKey("h", "m", "d", "q", 1)) == SpanRates(1.0, 1.0)
     assert known.network == Network(0.1, 5.0)
 
 

@@ -235,10 +235,13 @@ STEP_TOKENS = 960
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("numbers", [("--dtype", "float32"), ("--quant", "int8"), ("--quant", "int4")], ids=" ".join)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
-def test_a_server_keeps_to_the_memory_that_it_reckoned_with(wide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_keeps_to_the_memory_that_it_reckoned_with(
+    wide: Path, numbers: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Loaded, with a full cache, in its largest step, as far from the start of a session as there is cache for."""
-    asked = ("serve", str(wide), "--num-blocks", "4", "--cache-tokens", str(CACHE_TOKENS), *WHERE)
+    asked = ("serve", str(wide), "--num-blocks", "4", "--cache-tokens", str(CACHE_TOKENS), *WHERE[:-2], *numbers)
     with Program(*asked) as server:
         address = server.wait_for("listening")["addrs"][0]
         chosen = server.wait_for("chosen")
