@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from swarmnode.node.identity import state_folder
 from swarmnode.node.links import Link
-from swarmnode.node.measured import MAX_FILE_BYTES, MAX_SPANS, Measured, Network, SpanKey, SpanRates, network_of
+from swarmnode.node.measured import (
+    MAX_FILE_BYTES,
+    MAX_SPANS,
+    VERSION,
+    Measured,
+    Network,
+    SpanKey,
+    SpanRates,
+    network_of,
+)
 
 KEY = SpanKey("a CPU, 2 threads, torch 2", "ab" * 32, "float32", "none", 10)
 RATES = SpanRates(20.0, 300.0)
@@ -77,7 +86,7 @@ def wrong(**changed: object) -> str:
         "of": {name: changed.get(name, value) for name, value in of.items()},
         "rates": {name: changed.get(name, value) for name, value in rates.items()},
     }
-    return json.dumps({"version": changed.get("version", 1), "spans": [span], "network": changed.get("network")})
+    return json.dumps({"version": changed.get("version", VERSION), "spans": [span], "network": changed.get("network")})
 
 
 @pytest.mark.parametrize(
@@ -88,8 +97,8 @@ def wrong(**changed: object) -> str:
         "[]",
         "null",
         "[" * 100_000,
-        '{"version": 1}',
-        wrong(version=2),
+        json.dumps({"version": VERSION}),
+        wrong(version=VERSION - 1),
         wrong(blocks=0),
         wrong(blocks="1"),
         wrong(blocks=True),
