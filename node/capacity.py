@@ -7,6 +7,7 @@ tests/swarm/test_blocks.py hold them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +46,9 @@ AT_A_TIME: Final = 2
 LEAST_CACHE_TOKENS: Final = 16_384
 """Blocks are left out until there is room for a cache of so many tokens, where nobody has said how many."""
 
+SPARE_SHARE: Final = 0.5
+"""Of what there is room for beyond the default cache, how much a larger one may have: others live here, too."""
+
 Window = tuple[int, int]
 """Blocks `start:end`."""
 
@@ -58,6 +62,7 @@ class Task:
         step_tokens: most tokens of a step; body_bytes: most bytes of its hidden states on the way.
         context_tokens: most tokens that the model is made for.
         cache_tokens: the cache that was asked for; None leaves it to the room there is.
+        cache_bytes: the same in bytes; at most one of them is given.
     """
 
     footprint: Footprint
@@ -65,6 +70,7 @@ class Task:
     body_bytes: int
     context_tokens: int
     cache_tokens: int | None
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +81,13 @@ class Room:
         limits: bytes on each device that they may be on, in the order in which these are filled.
         weights_limit: bytes of weights, where these pass through other memory on their way there.
         offload: whether weights for which there is no room may stay in that other memory.
+        spare_share: of the tokens for which there is room beyond the default cache, how many a larger one may have.
     """
 
     limits: tuple[float, ...]
     weights_limit: float = math.inf
     offload: bool = False
+    spare_share: float = 1.0
 
     @property
     def limit(self) -> float:
@@ -127,9 +135,7 @@ def need_of(task: Task, window: Window, cache_tokens: int) -> Need:
     step = footprint.step + footprint.reach * max(0, longest - task.step_tokens)
     # Steps of a session are on their way in and out at once, as bytes beside the tensors.
     bodies = 2 * MAX_IN_FLIGHT_STEPS * task.body_bytes
-    cache = cache_tokens * sum(footprint.token[start:end])
-    if not cache:  # states that do not grow: the budget counts tokens, and no session is expected to have but a few
-        cache = min(MAX_SESSIONS, -(-cache_tokens // SESSION_PROMISE_TOKENS)) * sum(footprint.session[start:end])
+    cache = _cache_bytes(task, window, cache_tokens)
     stepping = int(STEP_FACTOR * step) + STEP_BYTES + bodies
     loading = max(footprint.stored[start:end]) + LOADING_BYTES
     # The cache is empty while blocks load, so that the two never need room together.
@@ -150,6 +156,8 @@ def windows_that_fit(task: Task, room: Room, count: int | None = None) -> list[W
     end = 0
     for start in range(total):
         end = max(end, start)
+        while end > start and not fits(task, room, (start, end)):  # fewer blocks have more tokens for the same bytes
+            end -= 1
         while end < total and fits(task, room, (start, end + 1)):
             end += 1
         if end > start and (not windows or windows[-1][1] < end):
@@ -159,7 +167,7 @@ def windows_that_fit(task: Task, room: Room, count: int | None = None) -> list[W
 
 def fits(task: Task, room: Room, window: Window) -> bool:
     """Whether there is room for a window with the least cache."""
-    return spread(task, window, least_cache(task), room) is not None
+    return spread(task, window, least_cache(task, window), room) is not None
 
 
 def spread(task: Task, window: Window, cache_tokens: int, room: Room) -> Spread | None:
@@ -218,23 +226,55 @@ def _kept(task: Task, window: Window, cache_tokens: int, limit: float) -> int | 
     return None
 
 
-def least_cache(task: Task) -> int:
-    """The cache, in tokens, that a window must have room for."""
+def least_cache(task: Task, window: Window) -> int:
+    """The cache, in tokens, that a window must have room for: what was asked for, if anything was."""
+    if (asked := task.cache_bytes) is not None:
+        return _largest(1, _most_cache(task), lambda tokens: _cache_bytes(task, window, tokens) <= asked)
     return LEAST_CACHE_TOKENS if task.cache_tokens is None else task.cache_tokens
 
 
 def cache_that_fits(task: Task, window: Window, room: Room) -> int:
-    """The tokens of cache for a window that fits: what was asked for, else as many as fit, up to the default.
+    """The tokens of cache for a window that fits: what was asked for, else what there is room for.
 
-    No weights are offloaded for the sake of more cache.
+    That is as many as fit, up to the default; and more of them where much memory is spare. No weights are offloaded for
+    the sake of more cache.
     """
-    if task.cache_tokens is not None:
-        return task.cache_tokens
+    if task.cache_tokens is not None or task.cache_bytes is not None:
+        return least_cache(task, window)
     resident = replace(room, offload=False)
-    low, high = LEAST_CACHE_TOKENS, DEFAULT_CACHE_TOKENS
+
+    def fit(tokens: int) -> bool:
+        return spread(task, window, tokens, resident) is not None
+
+    if not fit(DEFAULT_CACHE_TOKENS):
+        return _largest(LEAST_CACHE_TOKENS, DEFAULT_CACHE_TOKENS, fit)
+    if math.isinf(room.limit) or not sum(task.footprint.token[slice(*window)]):
+        return DEFAULT_CACHE_TOKENS
+    spare = _largest(DEFAULT_CACHE_TOKENS, _most_cache(task), fit) - DEFAULT_CACHE_TOKENS
+    return DEFAULT_CACHE_TOKENS + int(room.spare_share * spare)
+
+
+def _most_cache(task: Task) -> int:
+    """More tokens than that cannot be used."""
+    return max(DEFAULT_CACHE_TOKENS, MAX_SESSIONS * task.context_tokens)
+
+
+def _cache_bytes(task: Task, window: Window, tokens: int) -> int:
+    """What the sessions of a window take when they hold so many tokens together."""
+    start, end = window
+    growing = tokens * sum(task.footprint.token[start:end])
+    if growing:
+        return growing
+    # States that do not grow: the budget counts tokens, and no session is expected to have but a few.
+    sessions = min(MAX_SESSIONS, -(-tokens // SESSION_PROMISE_TOKENS))
+    return sessions * sum(task.footprint.session[start:end])
+
+
+def _largest(low: int, high: int, fit: Callable[[int], bool]) -> int:
+    """The largest of `low` to `high` that fits; those below it do, too. `low` if none does."""
     while low < high:
         middle = (low + high + 1) // 2
-        if spread(task, window, middle, resident) is not None:
+        if fit(middle):
             low = middle
         else:
             high = middle - 1

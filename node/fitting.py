@@ -11,6 +11,7 @@ from swarmnode.errors import BadInput, BadRange, OutOfMemory
 from swarmnode.models.footprint import footprint
 
 from .capacity import (
+    SPARE_SHARE,
     Need,
     Room,
     Spread,
@@ -46,6 +47,7 @@ class Request:
         count: how many blocks; None is as many as fit.
         auto: whether it was said that we should choose; else all blocks are meant, if they fit.
         cache_tokens: how much cache; None leaves it to the room there is.
+        cache_memory: the same in bytes; at most one of them is given.
         max_memory: bytes that this process may take on each device; None is all that is free.
         offload: whether weights for which a device has no room may stay in the machine's memory.
         quant: in what linear layers will be kept.
@@ -55,6 +57,7 @@ class Request:
     count: int | None = None
     auto: bool = False
     cache_tokens: int | None = None
+    cache_memory: int | None = None
     max_memory: int | None = None
     offload: bool = False
     quant: Scheme | None = None
@@ -119,7 +122,7 @@ def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, devices: Sequence[tor
         windows = windows_that_fit(task, room, count)
     if not windows:
         raise _nothing_fits(checkpoint.name, task, room, request, words)
-    return Fit(task, tuple(windows), room, need_of(task, (0, total), least_cache(task)))
+    return Fit(task, tuple(windows), room, need_of(task, (0, total), least_cache(task, (0, total))))
 
 
 def _room(devices: Sequence[torch.device], request: Request) -> tuple[Room, str]:
@@ -131,7 +134,9 @@ def _room(devices: Sequence[torch.device], request: Request) -> tuple[Room, str]
     words = [
         words if len(devices) == 1 else f"{device}: {words}" for device, (_, words) in zip(devices, found, strict=True)
     ]
-    return Room(tuple(limit for limit, _ in found), weights_limit, request.offload), "; ".join(filter(None, words))
+    spare_share = SPARE_SHARE if request.max_memory is None else 1.0
+    room = Room(tuple(limit for limit, _ in found), weights_limit, request.offload, spare_share)
+    return room, "; ".join(filter(None, words))
 
 
 def _room_on(device: torch.device, request: Request) -> tuple[float, str]:
@@ -154,10 +159,9 @@ def _room_on(device: torch.device, request: Request) -> tuple[float, str]:
 
 
 def _task(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, request: Request) -> Task:
-    cache_tokens = request.cache_tokens
     state_bytes = checkpoint.hidden_size * WIDEST_ELEMENT_BYTES
     step_tokens = max(BATCH_TOKENS, min(PREFILL_CHUNK_TOKENS, STEP_BODY_BYTES // state_bytes))
-    longest = min(checkpoint.context_tokens, cache_tokens or DEFAULT_CACHE_TOKENS)
+    longest = min(checkpoint.context_tokens, request.cache_tokens or DEFAULT_CACHE_TOKENS)
     found = footprint(
         checkpoint.config,
         dtype,
@@ -166,17 +170,26 @@ def _task(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, requ
         quant=request.quant,
         device_type=device.type,
     )
-    return Task(found, step_tokens, step_tokens * state_bytes, checkpoint.context_tokens, cache_tokens)
+    return Task(
+        found,
+        step_tokens,
+        step_tokens * state_bytes,
+        checkpoint.context_tokens,
+        request.cache_tokens,
+        request.cache_memory,
+    )
 
 
 def _nothing_fits(name: str, task: Task, room: Room, request: Request, words: str) -> OutOfMemory:
     count = request.count or 1
-    total, least = task.footprint.num_blocks, least_cache(task)
+    total = task.footprint.num_blocks
     window = request.window or min(
         ((start, start + count) for start in range(total - count + 1)),
-        key=lambda each: need_of(task, each, least).total,
+        key=lambda each: need_of(task, each, least_cache(task, each)).total,
     )
+    least = least_cache(task, window)
     need = need_of(task, window, least)
+    smaller = "fewer --cache-tokens" if request.cache_memory is None else "a smaller --cache-memory"
     most = max((end - start for start, end in windows_that_fit(task, room)), default=0)
     if request.window is not None:
         what, hint = f"Blocks {window[0]}:{window[1]} of {name} need", "Name fewer blocks, or give --blocks auto"
@@ -189,5 +202,5 @@ def _nothing_fits(name: str, task: Task, room: Room, request: Request, words: st
     return OutOfMemory(
         f"{what} {shown_size(need.total)} ({shown_size(need.weights)} of weights, {shown_size(need.cache)} for a cache "
         f"of {least} tokens, {shown_size(need.work)} to work in), and {words}.",
-        hint=f"{hint}; fewer --cache-tokens, a smaller --dtype or --quant need less.",
+        hint=f"{hint}; {smaller}, a smaller --dtype or --quant need less.",
     )

@@ -163,6 +163,7 @@ class Node:
         device: str = "auto",
         offload: bool = False,
         cache_tokens: int | None = None,
+        cache_memory: int | None = None,
         prefill_chunk: int = 0,
         deterministic: bool = False,
         prefix_cache: bool = True,
@@ -185,7 +186,8 @@ class Node:
             max_memory: bytes that may be taken on each device, on a CPU by the whole process; None is all that is free.
             quant: "int8" or "int4" keeps the weights of linear layers in so many bits: less memory and quicker decoding
                 for answers that differ a little. The dtype "auto" is bfloat16 then.
-            cache_tokens: how many tokens all sessions together may hold; None is what there is room for, up to 65,536.
+            cache_tokens: how many tokens all sessions together may hold; None is what there is room for.
+            cache_memory: the same in bytes, instead.
             prefill_chunk: tokens of a prompt that are computed at once before others have their turn; 0: as they come.
                 Attention over other runs of tokens differs in its last bits, so the text of long prompts may, too.
             deterministic: whether a session that is alone computes as it would among others, to the last bit.
@@ -225,6 +227,7 @@ class Node:
                 device=device,
                 offload=offload,
                 cache_tokens=cache_tokens,
+                cache_memory=cache_memory,
                 prefill_chunk=prefill_chunk,
                 deterministic=deterministic,
                 prefix_cache=prefix_cache,

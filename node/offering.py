@@ -23,7 +23,6 @@ from swarmnode.protocols.records import NOT_QUANTISED, ModelId
 from .asking import checkpoint_id
 from .choosing import Choice, Chooser, choice_of
 from .codec import Compression
-from .defaults import DEFAULT_CACHE_TOKENS
 from .discovery.directory import Directory
 from .fitting import Request, fit_blocks
 from .loading import load
@@ -53,6 +52,7 @@ class ServerInfo:
     quantisation: str
     device: str
     cache_tokens: int
+    cache_bytes: int
     decode_tokens_per_second: float
     prefill_tokens_per_second: float
 
@@ -71,6 +71,7 @@ class Wanted:
     device: str
     offload: bool
     cache_tokens: int | None
+    cache_memory: int | None
     prefill_chunk: int
     deterministic: bool
     prefix_cache: bool
@@ -132,6 +133,11 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
 def _check(wanted: Wanted) -> None:
     if wanted.cache_tokens is not None and not 1 <= wanted.cache_tokens <= MAX_CACHE_TOKENS:
         raise BadInput(f"A cache of {wanted.cache_tokens} tokens makes no sense.", hint="Give 1 or more.")
+    if wanted.cache_memory is not None and wanted.cache_memory < 1:
+        raise BadInput("A cache of no memory makes no sense.", hint="Give a size such as 2GiB.")
+    if wanted.cache_tokens is not None and wanted.cache_memory is not None:
+        hint = "Leave one of them out."
+        raise BadInput("--cache-tokens and --cache-memory both say how large the cache is to be.", hint=hint)
     if wanted.prefill_chunk < 0:
         hint = "Give 1 or more, or 0."
         raise BadInput(f"A prefill chunk of {wanted.prefill_chunk} tokens makes no sense.", hint=hint)
@@ -177,12 +183,14 @@ class _Server:
         total = self.checkpoint.num_blocks
         request = self._request()
         plain = request.max_memory is None and not request.offload and len(self.devices) == 1
-        if request.window is not None and plain:
-            return Choice(request.window, total, "asked", request.cache_tokens or DEFAULT_CACHE_TOKENS), None
+        if request.window is not None and plain and request.cache_tokens is not None:
+            return Choice(request.window, total, "asked", request.cache_tokens), None
         fit = await load(lambda _: fit_blocks(self.checkpoint, self.dtype, self.devices, request), None)
         chooser = None
         if request.window is not None:
             choice = choice_of(fit, request.window, "asked")
+            if plain:
+                return choice, None  # only the cache was left open, and that is told once it is there
         elif not request.auto and fit.windows == ((0, total),):
             choice = choice_of(fit, (0, total), "all")
         else:
@@ -245,6 +253,7 @@ class _Server:
             count=self.wanted.num_blocks,
             auto=blocks == AUTO or self.wanted.num_blocks is not None,
             cache_tokens=self.wanted.cache_tokens,
+            cache_memory=self.wanted.cache_memory,
             max_memory=self.wanted.max_memory,
             offload=self.wanted.offload,
             quant=self.quant,
@@ -289,6 +298,7 @@ class _Server:
             quantisation=offer.quantisation,
             device=str(self._placement(choice)),
             cache_tokens=offer.cache_tokens,
+            cache_bytes=serving.cache_bytes,
             decode_tokens_per_second=decode,
             prefill_tokens_per_second=prefill,
         )

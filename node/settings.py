@@ -110,8 +110,12 @@ class Settings:
         ("none", "int8", "int4"),
     )
     cache_tokens: int | None = count(
-        ("serve",), "tokens of KV cache to keep for all sessions together", low=1, high=MAX_TOKENS
+        ("serve",),
+        "tokens of KV cache to keep for all sessions together; default: what there is room for",
+        low=1,
+        high=MAX_TOKENS,
     )
+    cache_memory: int | None = size(("serve",), "the same as memory, instead of --cache-tokens")
     prefill_chunk: int = count(
         ("serve",),
         "tokens of a prompt to compute at once before others have their turn; 0: as they come, up to 1024",

@@ -147,7 +147,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The server answers, and the swarm has been told."""
+    """The server answers, and the swarm has been told. `cache_bytes` is 0 for states that do not grow with tokens."""
 
     event: ClassVar[str] = "ready"
     model: ModelName
@@ -157,6 +157,7 @@ class Ready:
     device: str
     cache_tokens: int
     quantisation: str = "none"
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,8 @@ class PeopleVoice:
             case Ready(model=model, blocks=(start, end)):
                 whole = f"blocks {start}:{end} of {event.num_blocks}"
                 numbers = number_format(event.dtype, event.quantisation)
-                how = f"{numbers} on {event.device}, cache for {event.cache_tokens} tokens"
+                size = f", {shown_size(event.cache_bytes)}" if event.cache_bytes else ""
+                how = f"{numbers} on {event.device}, room for {event.cache_tokens} tokens of cache{size}"
                 return f"{self._paint('green', 'ready')}: {model.name}, {whole} ({how})"
             case SwarmKey(file=file):
                 return f"made {file}, which only you can read"

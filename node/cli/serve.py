@@ -42,6 +42,7 @@ def run(call: Call) -> None:
                 device=settings.device,
                 offload=settings.offload,
                 cache_tokens=settings.cache_tokens,
+                cache_memory=settings.cache_memory,
                 prefill_chunk=settings.prefill_chunk,
                 deterministic=settings.deterministic,
                 prefix_cache=not settings.no_prefix_cache,
@@ -88,6 +89,7 @@ def _say_ready(call: Call, info: ServerInfo) -> None:
             quantisation=info.quantisation,
             device=info.device,
             cache_tokens=info.cache_tokens,
+            cache_bytes=info.cache_bytes,
         )
     )
 

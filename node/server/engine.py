@@ -154,6 +154,11 @@ class Engine:
         """What a new session could hold at once."""
         return self._budget.left(trio.current_time())
 
+    @property
+    def cache_bytes(self) -> int:
+        """What all caches may have allocated together; 0 where states do not grow, or before `measure`."""
+        return self._budget.budget * self._token_bytes
+
     def statistics(self) -> CacheStatistics:
         """Who holds what, and what has become of sessions."""
         return self._budget.statistics()

@@ -91,6 +91,11 @@ class Serving:
         return self._engine.prefix_statistics().saved_tokens if self._engine is not None else 0
 
     @property
+    def cache_bytes(self) -> int:
+        """What the whole cache takes when it is full; 0 where states do not grow, or nothing is loaded yet."""
+        return self._engine.cache_bytes if self._engine is not None else 0
+
+    @property
     def rates(self) -> tuple[float, float]:
         """Tokens per second of decode and of prefill, as measured."""
         if self._engine is None:

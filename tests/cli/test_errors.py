@@ -98,6 +98,17 @@ def test_blocks_that_the_bundled_model_does_not_have(told: Told) -> None:
             ["Blocks 1:3", "leaves 0 MiB", "--blocks auto"],
         ),
         (("--num-blocks", "5"), "bad-range", ["4 blocks, not 5", "--num-blocks 4"]),
+        (
+            ("--cache-tokens", "9", "--cache-memory", "1GiB"),
+            "bad-input",
+            ["--cache-tokens", "--cache-memory", "Leave one"],
+        ),
+        (
+            ("--cache-memory", "9000GiB"),
+            "out-of-memory",
+            ["GiB for a cache of", "smaller --cache-memory"],
+        ),
+        (("--blocks", "0:2", "--cache-memory", "0MiB"), "bad-input", ["A cache of no memory"]),
         (("--num-blocks", "2", "--blocks", "0:2"), "bad-input", ["--blocks 0:2", "--num-blocks", "Leave one"]),
         (
             ("--blocks", "auto", "--cache-tokens", str(1 << 30)),

@@ -206,15 +206,15 @@ def test_readiness_is_told_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     events: list[Event] = [
         Listening(PEER, ("/ip4/10.0.0.1/tcp/1/p2p/" + PEER,)),
         Joined(1),
-        Ready(NAME, (20, 30), 30, "float32", "cpu", 65536),
+        Ready(NAME, (20, 30), 30, "float32", "cpu", 65536, cache_bytes=3 << 29),
         Ready(NAME, (0, 10), 30, "bfloat16", "cpu", 65536, "int8"),
     ]
     for event in events:
         voice.say(event)
     assert capsys.readouterr().err == (
         f"I am {PEER}, listening on\n  /ip4/10.0.0.1/tcp/1/p2p/{PEER}\njoined: 1 peer\n"
-        "ready: org/model, blocks 20:30 of 30 (float32 on cpu, cache for 65536 tokens)\n"
-        "ready: org/model, blocks 0:10 of 30 (int8, bfloat16 on cpu, cache for 65536 tokens)\n"
+        "ready: org/model, blocks 20:30 of 30 (float32 on cpu, room for 65536 tokens of cache, 1.5 GiB)\n"
+        "ready: org/model, blocks 0:10 of 30 (int8, bfloat16 on cpu, room for 65536 tokens of cache)\n"
     )
 
 

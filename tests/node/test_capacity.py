@@ -18,16 +18,23 @@ from swarmnode.node.capacity import (
     spread,
     windows_that_fit,
 )
-from swarmnode.node.defaults import DEFAULT_CACHE_TOKENS
+from swarmnode.node.defaults import DEFAULT_CACHE_TOKENS, MAX_SESSIONS
 from swarmnode.node.sizes import parse_size, shown_size
 
 MIB = 1 << 20
 
 
-def task(*weights: int, token: int = 4096, session: int = 0, cache_tokens: int | None = None, reach: float = 0) -> Task:
+def task(
+    *weights: int,
+    token: int = 4096,
+    session: int = 0,
+    cache_tokens: int | None = None,
+    cache_bytes: int | None = None,
+    reach: float = 0,
+) -> Task:
     count = len(weights)
     footprint = Footprint(weights, weights, (token,) * count, (session,) * count, step=50 * MIB, reach=reach)
-    return Task(footprint, step_tokens=1024, body_bytes=MIB, context_tokens=8192, cache_tokens=cache_tokens)
+    return Task(footprint, 1024, MIB, 8192, cache_tokens, cache_bytes)
 
 
 tasks = st.builds(
@@ -63,15 +70,40 @@ def test_every_window_fits_and_none_could_be_longer(given_task: Task, limit: int
 
 
 @given(tasks, limits)
-def test_the_cache_takes_what_is_left_up_to_the_default(given_task: Task, limit: int) -> None:
+def test_the_cache_takes_what_is_left(given_task: Task, limit: int) -> None:
     for start, end in windows_that_fit(given_task, Room((limit,))):
         tokens = cache_that_fits(given_task, (start, end), Room((limit,)))
         assert need_of(given_task, (start, end), tokens).total <= limit
         if given_task.cache_tokens is not None:
             assert tokens == given_task.cache_tokens
             continue
-        assert LEAST_CACHE_TOKENS <= tokens <= DEFAULT_CACHE_TOKENS
-        assert tokens == DEFAULT_CACHE_TOKENS or need_of(given_task, (start, end), tokens + 1).total > limit
+        assert tokens >= LEAST_CACHE_TOKENS
+        if tokens < DEFAULT_CACHE_TOKENS or any(given_task.footprint.token[start:end]):
+            most = max(DEFAULT_CACHE_TOKENS, MAX_SESSIONS * given_task.context_tokens)
+            assert tokens == most or need_of(given_task, (start, end), tokens + 1).total > limit
+        # Of what is beyond the default, others may be left a share.
+        half = cache_that_fits(given_task, (start, end), Room((limit,), spare_share=0.5))
+        assert half == min(tokens, DEFAULT_CACHE_TOKENS + max(0, tokens - DEFAULT_CACHE_TOKENS) // 2)
+
+
+@given(
+    st.lists(st.integers(0, 64 * MIB), min_size=1, max_size=8),
+    st.tuples(st.integers(0, 1 << 20), st.integers(0, 1 << 20), st.floats(0.0, 1e4)),
+    st.integers(1, 4096 * MIB),
+    limits,
+)
+def test_a_cache_asked_for_in_bytes_takes_these_and_no_more(
+    weights: list[int], takes: tuple[int, int, float], asked: int, limit: int
+) -> None:
+    token, session, reach = takes
+    given_task = task(*weights, token=token, session=session, cache_bytes=asked, reach=reach)
+    for start, end in windows_that_fit(given_task, Room((limit,))):
+        tokens = cache_that_fits(given_task, (start, end), Room((limit,)))
+        need = need_of(given_task, (start, end), tokens)
+        assert need.total <= limit
+        assert need.cache <= asked or tokens == 1
+        more = need_of(given_task, (start, end), tokens + 1).cache
+        assert more > asked or tokens == MAX_SESSIONS * given_task.context_tokens
 
 
 @given(tasks, st.lists(limits, min_size=1, max_size=4), st.integers(0, 8192 * MIB), st.booleans())

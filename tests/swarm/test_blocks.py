@@ -22,6 +22,7 @@ from swarmnode.models.cut import quiet_transformers
 from swarmnode.models.span import Span
 from swarmnode.node import choosing, placement
 from swarmnode.node.background import open_background
+from swarmnode.node.capacity import LEAST_CACHE_TOKENS
 from swarmnode.node.choosing import Choice
 from swarmnode.node.identity import state_folder
 from swarmnode.node.library import Node, ServerInfo, open_node
@@ -128,6 +129,18 @@ async def test_all_blocks_are_taken_where_none_are_named_and_they_fit(llama: Tin
         assert (await swarm.serve()).span == (0, 4)
         assert (await swarm.serve(blocks="1:3")).span == (1, 3)
         assert [[choice.why for choice in each.choices] for each in swarm.servers] == [["all"], []]
+
+
+async def test_the_cache_is_what_was_asked_for_in_bytes_or_what_there_is_room_for(llama: Tiny) -> None:
+    async with growing(llama) as swarm:
+        small, large = await swarm.serve(blocks="0:4", cache_memory=1 << 20), await swarm.serve(blocks="0:4")
+        (asked,), (free,) = small.infos, large.infos
+        assert (1 << 20) - 4096 < asked.cache_bytes <= 1 << 20
+        assert asked.cache_bytes * free.cache_tokens == free.cache_bytes * asked.cache_tokens
+        assert free.cache_tokens >= LEAST_CACHE_TOKENS
+        assert not small.choices
+        assert not large.choices  # nothing was left open
+        await swarm.require_text_of(llama)
 
 
 async def test_newcomers_at_the_same_moment_do_not_take_the_same(llama: Tiny) -> None:
