@@ -26,7 +26,7 @@ from .defaults import DEFAULT_LISTEN
 from .discovery.directory import Directory
 from .identity import Identity, create_identity, load_identity
 from .joining import join_swarm, stay_joined, wait_for_neighbours
-from .membership import load_swarm_key, read_guests
+from .membership import load_swarm_key, read_guests, read_preferred
 from .net.network import Network
 from .routes import Hop, Route
 from .status import SwarmStatus, look_round
@@ -168,6 +168,7 @@ class Node:
         deterministic: bool = False,
         prefix_cache: bool = True,
         share_prefixes: bool = False,
+        prefer_peers: Sequence[str] = (),
         public_name: str = "",
         chosen: Callable[[Choice], None] | None = None,
         moved: Callable[[ServerInfo], None] | None = None,
@@ -193,6 +194,7 @@ class Node:
             deterministic: whether a session that is alone computes as it would among others, to the last bit.
             prefix_cache: whether sessions of one client that begin alike share the work on their beginnings.
             share_prefixes: whether those of different clients do, too, as far as their clients call them public.
+            prefer_peers: peer ids, or files with one to a line: whose steps go before those of others, behind our own.
             public_name: shown beside this server.
             chosen: told which blocks will be held, when that was left open or has to fit; again when it changes.
             moved: told what is served after a move.
@@ -232,6 +234,7 @@ class Node:
                 deterministic=deterministic,
                 prefix_cache=prefix_cache,
                 share_prefixes=share_prefixes,
+                preferred=read_preferred(prefer_peers),
                 public_name=public_name,
                 compression=self._compression,
             )

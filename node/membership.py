@@ -19,7 +19,7 @@ from swarmnode.protocols.swarm_key import SwarmKey, key_file, read_key_file
 
 from .net.guests import Guests
 
-__all__ = ["create_swarm_key", "load_swarm_key", "read_guests"]
+__all__ = ["create_swarm_key", "load_swarm_key", "read_guests", "read_preferred"]
 
 MAX_LIST_BYTES: Final = 1 << 20
 """A file of peer ids; some eighteen thousand fit."""
@@ -81,6 +81,11 @@ def read_guests(allow: Sequence[str], deny: Sequence[str]) -> Guests:
     """The rule from lists whose items are peer ids, or files with one to a line. Raises `BadInput`."""
     allowed = frozenset(_peers("--allow-peer", allow)) if allow else None
     return Guests(allowed, frozenset(_peers("--deny-peer", deny)))
+
+
+def read_preferred(prefer: Sequence[str]) -> frozenset[str]:
+    """The peers that go first, from a list like that. Raises `BadInput`."""
+    return frozenset(_peers("--prefer-peer", prefer))
 
 
 def _peers(flag: str, items: Sequence[str]) -> Iterator[str]:

@@ -76,6 +76,7 @@ class Wanted:
     deterministic: bool
     prefix_cache: bool
     share_prefixes: bool
+    preferred: frozenset[str]
     public_name: str
     compression: Compression
 
@@ -283,6 +284,7 @@ class _Server:
             deterministic=self.wanted.deterministic,
             prefix_cache=self.wanted.prefix_cache,
             share_prefixes=self.wanted.share_prefixes,
+            preferred=self.wanted.preferred,
             expected=(0.0, 0.0) if expected is None else astuple(expected),
         )
 

@@ -90,6 +90,9 @@ class Settings:
     deny_peer: tuple[str, ...] = words(
         SWARM_COMMANDS, "a peer to have no connections with, or a file of peer ids", metavar="PEER"
     )
+    prefer_peer: tuple[str, ...] = words(
+        ("serve",), "a peer whose steps go before those of others, or a file of peer ids", metavar="PEER"
+    )
     public_name: str | None = text(("serve",), "a name to show beside this server", metavar="NAME")
 
     # this machine

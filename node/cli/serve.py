@@ -41,6 +41,7 @@ def run(call: Call) -> None:
                 quant=settings.quant,
                 device=settings.device,
                 offload=settings.offload,
+                prefer_peers=settings.prefer_peer,
                 cache_tokens=settings.cache_tokens,
                 cache_memory=settings.cache_memory,
                 prefill_chunk=settings.prefill_chunk,

@@ -37,6 +37,9 @@ _log = logging.getLogger("swarmnode.server")
 class SessionHandler:
     """All sessions of one server.
 
+    Args:
+        preferred: peers whose steps go before those of others, behind our own.
+
     Attributes:
         state: only an online server takes sessions.
     """
@@ -47,12 +50,15 @@ class SessionHandler:
         model: ModelId,
         engine: Engine,
         compression: Compression = "auto",
+        *,
+        preferred: frozenset[str] = frozenset(),
     ) -> None:
         self.state: ServerState = "joining"
         self._network = network
         self._model = model
         self._engine = engine
         self._compression = compression
+        self._preferred = preferred
         self._sessions: dict[bytes, ServerSession] = {}
         self._changed = trio.Event()
         self._waiting_attaches = 0
@@ -103,7 +109,7 @@ class SessionHandler:
             start=asked.start,
             end=asked.end,
             tokens=asked.max_tokens,
-            priority=Priority.OWN if messages.peer == self._network.peer else Priority.OTHERS,
+            priority=self._priority(messages.peer),
             ended=session.end,
             dtype=asked.dtype,
             public_tokens=asked.public_tokens,
@@ -123,6 +129,11 @@ class SessionHandler:
             del self._sessions[asked.session]
             self._engine.close(asked.session)
             self._tell()
+
+    def _priority(self, peer: str) -> Priority:
+        if peer == self._network.peer:
+            return Priority.OWN
+        return Priority.LISTED if peer in self._preferred else Priority.OTHERS
 
     def _check(self, asked: Open) -> None:
         """Raise the reason why this open can never be served, or not now."""

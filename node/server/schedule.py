@@ -7,7 +7,7 @@ depend on its neighbours. A *chunk* is what one batch carries of a step: whole s
 
 A batch is filled in this order, one chunk of a session at most:
 
-1. decode steps, own use first, then those of peers on the allow list, then others; among peers of one class by turns;
+1. decode steps, own use first, then those of peers that the operator prefers, then others; in a class peers by turns;
 2. prefill steps in the same order. They have a quarter of the batch for themselves as soon as one waits, and the first
    always takes one segment, however long: so a batch holds `batch_tokens`, or one segment more than its other tokens.
 

@@ -44,6 +44,7 @@ class Offer:
         public_name: shown beside the server; may be empty.
         compression: how it sends what it computed.
         segment_tokens, deterministic, prefix_cache, share_prefixes: as for `Engine`.
+        preferred: as for `SessionHandler`.
         expected: tokens per second of decode and of prefill that it should make, said until it is ready; 0: unknown.
     """
 
@@ -60,6 +61,7 @@ class Offer:
     deterministic: bool = False
     prefix_cache: bool = True
     share_prefixes: bool = False
+    preferred: frozenset[str] = frozenset()
     expected: tuple[float, float] = (0.0, 0.0)
 
 
@@ -148,7 +150,9 @@ class Serving:
         )
         await engine.measure(None if known is None else Rates(*known))
         self._engine = engine
-        handler = self._handler = SessionHandler(self._network, self.offer.model, engine, self.offer.compression)
+        handler = self._handler = SessionHandler(
+            self._network, self.offer.model, engine, self.offer.compression, preferred=self.offer.preferred
+        )
         self._network.handle(SESSION, handler)
         self._state = handler.state = "online"
         self._directory.publish(self.record)

@@ -8,7 +8,7 @@ import pytest
 
 from swarmnode.errors import BadInput
 from swarmnode.node.identity import create_identity
-from swarmnode.node.membership import create_swarm_key, load_swarm_key, read_guests
+from swarmnode.node.membership import create_swarm_key, load_swarm_key, read_guests, read_preferred
 
 ONE, OTHER, THIRD = (create_identity().peer for _ in range(3))
 
@@ -50,6 +50,7 @@ def test_lists_of_peers_and_of_files(tmp_path: Path) -> None:
     guests = read_guests([str(tmp_path / "friends"), THIRD], [OTHER])
     assert guests.allowed == frozenset({ONE, OTHER, THIRD})
     assert guests.denied == {OTHER}
+    assert read_preferred([str(tmp_path / "friends"), THIRD]) == {ONE, OTHER, THIRD}
 
 
 def test_no_list_is_everybody_and_an_empty_one_nobody(tmp_path: Path) -> None:
@@ -61,6 +62,8 @@ def test_no_list_is_everybody_and_an_empty_one_nobody(tmp_path: Path) -> None:
 def test_lists_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--deny-peer: 12D3KooWnonsense is neither a peer id nor a file"):
         read_guests([], ["12D3KooWnonsense"])
+    with pytest.raises(BadInput, match="--prefer-peer: 12D3KooWnonsense is neither"):
+        read_preferred(["12D3KooWnonsense"])
     (tmp_path / "bad").write_bytes(ONE.encode() + b"\n\xff\xfe\n")
     with pytest.raises(BadInput, match=r"--allow-peer: line 2 of \S+ is no peer id"):
         read_guests([str(tmp_path / "bad")], [])

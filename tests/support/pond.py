@@ -91,12 +91,14 @@ class Pond:
         self._peers += 1
         return self.net.network(self._peers)
 
-    def serve(self, start: int, end: int, *, cache_tokens: int = 1000, **options: Any) -> Server:
+    def serve(
+        self, start: int, end: int, *, cache_tokens: int = 1000, preferred: frozenset[str] = frozenset(), **options: Any
+    ) -> Server:
         """A server of these blocks, online; `options` are `Engine`'s."""
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
         network = self.network()
         engine = Engine(span, self.torch_thread, cache_tokens=cache_tokens, **options)
-        handler = SessionHandler(network, self.model, engine)
+        handler = SessionHandler(network, self.model, engine, preferred=preferred)
         handler.state = "online"
         network.handle(SESSION, handler)
         return Server(network, handler, engine)

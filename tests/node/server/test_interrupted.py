@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from support.pond import Pond, Server, Talk
-from swarmnode.errors import SwarmnodeError
 from swarmnode.node.server import pauses
-from swarmnode.node.server.batch import Computed
 from swarmnode.node.server.pauses import Pauses, parted
 from swarmnode.node.server.rates import Pace
 from swarmnode.node.server.schedule import DECODE_TOKENS, Chunk, Pending, Priority
@@ -56,27 +54,11 @@ async def in_the_midst(thread: TorchThread, send: Callable[[], Awaitable[object]
         gate.set()
 
 
-@pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of how many tokens the steps were whose results the engine has handed out, in that order."""
-    lengths: list[int] = []
-
-    def note(session: object, step: object, peer: str, computed: Computed | SwarmnodeError) -> None:
-        lengths.append(step.tensor.tokens)  # type: ignore[attr-defined]
-        hand_on(session, step, peer, computed)  # type: ignore[arg-type]
-
-    from swarmnode.node.server.session import ServerSession
-
-    hand_on = ServerSession._ran
-    monkeypatch.setattr(ServerSession, "_ran", note)
-    return lengths
-
-
 async def opened(pond: Pond, server: Server, number: int, first: int = 0) -> Talk:
     return await pond.opened(pond.network(), server, pond.open_message(first, 4, session=bytes([number]) * 16))
 
 
-async def test_a_token_is_answered_in_the_midst_of_a_prefill(pond: Pond, ended: list[int]) -> None:
+async def test_a_token_is_answered_in_the_midst_of_a_prefill(pond: Pond, ended: list[tuple[int, int]]) -> None:
     server = pond.serve(0, 4, deterministic=True)
     reading, talking, elsewhere = [await opened(pond, server, number, number // 2) for number in range(3)]
     prompt, start, token, more = (pond.hidden(tokens, seed) for seed, tokens in enumerate((LONG, 5, 1, 2)))
@@ -89,10 +71,16 @@ async def test_a_token_is_answered_in_the_midst_of_a_prefill(pond: Pond, ended: 
     assert torch.equal((await talking.output())[1], pond.run_deterministically(0, 4, start, token)[1])
     assert torch.equal((await elsewhere.output())[1], pond.run_deterministically(1, 4, start, more)[1])
     assert torch.equal((await reading.output())[1], pond.run_deterministically(0, 4, prompt)[0])
-    assert ended[:3] == [5, 5, 1]  # the other's step has to wait for this one, and may find no block left to stop at
+    assert ended[:3] == [
+        (1, 5),
+        (2, 5),
+        (1, 1),
+    ]  # the other's step has to wait for this one, and may find no block left to stop at
 
 
-async def test_a_session_can_be_opened_used_and_closed_in_the_midst_of_a_prefill(pond: Pond, ended: list[int]) -> None:
+async def test_a_session_can_be_opened_used_and_closed_in_the_midst_of_a_prefill(
+    pond: Pond, ended: list[tuple[int, int]]
+) -> None:
     server = pond.serve(0, 4)
     reading = await opened(pond, server, 1)
     async with in_the_midst(pond.torch_thread, lambda: reading.step(0, pond.hidden(LONG), 0)):
@@ -110,7 +98,9 @@ async def test_a_session_can_be_opened_used_and_closed_in_the_midst_of_a_prefill
     assert server.engine.cache_tokens_left == 1000
 
 
-async def test_who_leaves_in_the_midst_of_its_prefill_is_forgotten_after_it(pond: Pond, ended: list[int]) -> None:
+async def test_who_leaves_in_the_midst_of_its_prefill_is_forgotten_after_it(
+    pond: Pond, ended: list[tuple[int, int]]
+) -> None:
     server = pond.serve(0, 4)
     reading, talking = await opened(pond, server, 1), await opened(pond, server, 2)
     await talking.step(0, pond.hidden(5, 1), 0)
@@ -123,7 +113,7 @@ async def test_who_leaves_in_the_midst_of_its_prefill_is_forgotten_after_it(pond
     await talking.output()
     await talking.say(Close())
     await server.idle()
-    assert ended == [5, 1]
+    assert ended == [(2, 5), (2, 1)]
     assert server.engine.cache_tokens_left == 1000
 
 

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from support.pond import Pond
 from swarmnode.errors import PeerLost
-from swarmnode.node.defaults import EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS
+from swarmnode.node.defaults import BATCH_TOKENS, EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS
 from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.messages import (
@@ -272,6 +272,23 @@ async def test_steps_of_many_sessions_share_passes_and_give_what_each_gives_alon
         alone = pond.run_deterministically(first, 4, prompt, token)
         assert torch.equal((await talk.output())[1], alone[0][:, -2:])
         assert torch.equal((await talk.output())[1], alone[1])
+
+
+async def test_own_use_goes_first_then_preferred_peers_then_others(pond: Pond, ended: list[tuple[int, int]]) -> None:
+    stranger, friend = pond.network(), pond.network()
+    server = pond.serve(0, 4, cache_tokens=4 * BATCH_TOKENS, preferred=frozenset({friend.peer}))
+    talks = []
+    for number, network in enumerate((stranger, stranger, friend, server.network)):
+        asked = pond.open_message(0, 4, session=bytes([number]) * 16)
+        talks.append(await pond.opened(network, server, asked))
+    async with held(pond.torch_thread) as gate:
+        for talk in talks:  # a batch has room for one of them
+            await talk.step(0, pond.hidden(BATCH_TOKENS), 0, keep=1)
+            await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    for talk in talks:
+        await talk.output()
+    assert [session for session, _ in ended] == [0, 3, 2, 1]  # nobody waited when the first one came
 
 
 async def test_a_broken_step_is_nobody_elses_loss(pond: Pond) -> None:
