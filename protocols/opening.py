@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from . import limits
+from .adapters import AdapterId, adapter_to_map, read_adapter
 from .common import (
     model_to_map,
     read_addrs,
@@ -47,6 +48,7 @@ class Open:
         successor: None when outputs go back to the client.
         public_tokens: how many of the session's first tokens are no secret, so that a server may share the work on them
             with other clients whose sessions begin alike.
+        adapter: the adapter to run the blocks with; None is the model as it is.
     """
 
     type: ClassVar[str] = "open"
@@ -61,6 +63,7 @@ class Open:
     predecessor: str | None = None
     successor: Successor | None = None
     public_tokens: int = 0
+    adapter: AdapterId | None = None
 
     def to_map(self) -> dict[str, object]:
         successor = self.successor
@@ -77,6 +80,7 @@ class Open:
             "predecessor": self.predecessor,
             "successor": successor and {"peer": successor.peer, "addrs": successor.addrs, "session": successor.session},
             **public,
+            **({"adapter": adapter_to_map(self.adapter)} if self.adapter else {}),
         }
 
     @staticmethod
@@ -105,6 +109,7 @@ class Open:
             predecessor=read_optional_peer(fields, "predecessor"),
             successor=successor,
             public_tokens=public_tokens,
+            adapter=read_adapter(fields.map("adapter")) if fields.has("adapter") else None,
         )
 
 

@@ -17,6 +17,7 @@ from nacl.signing import VerifyKey
 from swarmnode.errors import BadInput, ProtocolViolation
 
 from . import limits
+from .adapters import AdapterId, adapter_to_map, read_adapters
 from .common import model_to_map, read_addrs, read_model, read_span
 from .ids import ModelId
 from .peers import public_key_of
@@ -52,6 +53,7 @@ class ServerRecord:
         codecs: ids it reads.
         public_name: what its owner calls it, may be empty.
         relayed: others reach it through relays only, unless they punch through to it.
+        adapters: those that a session on it may choose; no two of one name.
     """
 
     peer: str
@@ -72,6 +74,7 @@ class ServerRecord:
     public_name: str = ""
     codecs: tuple[int, ...] = (CODEC_RAW,)
     relayed: bool = False
+    adapters: tuple[AdapterId, ...] = ()
 
 
 def sign_record(record: ServerRecord, sign: Callable[[bytes], bytes]) -> bytes:
@@ -134,6 +137,7 @@ def _to_map(record: ServerRecord) -> dict[str, object]:
         "public_name": record.public_name,
         **({"codecs": record.codecs} if record.codecs != (CODEC_RAW,) else {}),
         **({"relayed": True} if record.relayed else {}),
+        **({"adapters": tuple(map(adapter_to_map, record.adapters))} if record.adapters else {}),
     }
 
 
@@ -167,4 +171,5 @@ def _read(fields: Fields) -> ServerRecord:
         public_name=fields.text("public_name", limits.MAX_PUBLIC_NAME_CHARS),
         codecs=read_codecs(fields) if fields.has("codecs") else (CODEC_RAW,),
         relayed=fields.flag("relayed") if fields.has("relayed") else False,
+        adapters=read_adapters(fields) if fields.has("adapters") else (),
     )

@@ -70,6 +70,7 @@ def test_the_golden_swarm_key_is_read() -> None:
 
 def test_the_golden_record_is_read() -> None:
     assert open_record(GOLDEN["record"]) == golden.RECORD
+    assert open_record(GOLDEN["record_adapters"]) == golden.ADAPTERS_RECORD
 
 
 def test_the_page_shows_the_golden_bytes_and_no_others() -> None:

@@ -46,6 +46,7 @@ def records(draw: st.DrawFn) -> ServerRecord:
         addrs=tuple(draw(said.addrs)),
         public_name=draw(said.printable)[: limits.MAX_PUBLIC_NAME_CHARS],
         relayed=draw(st.booleans()),
+        adapters=tuple(draw(st.lists(said.adapter_ids, max_size=4, unique_by=lambda each: each.name))),
         codecs=(0, *draw(st.lists(st.sampled_from([1, 2, 4, 5, 77]), max_size=5))),
     )
 
@@ -71,6 +72,29 @@ def test_a_record_that_names_no_codecs_is_of_a_server_that_reads_raw_tensors_alo
     assert open_record(forged(codecs=None)).codecs == RECORD.codecs == (0,)
     assert b"codecs" not in signed(RECORD), "older readers need not know the field"
     assert open_record(forged(codecs=[2, 200, 0])).codecs == (2, 200, 0), "what we do not know is the client's to match"
+
+
+def test_a_record_names_its_adapters_once_and_within_bounds() -> None:
+    named = {"name": "poet", "digest": bytes(16)}
+    assert open_record(forged(adapters=None)) == open_record(forged(adapters=[])) == RECORD
+    assert b"adapters" not in signed(RECORD), "older readers need not know the field"
+    assert [str(each) for each in open_record(forged(adapters=[named])).adapters] == ["poet@00000000"]
+    for adapters, refused in (
+        ([named, named], "different names"),
+        ([{"name": f"a{number}", "digest": bytes(16)} for number in range(17)], "at most 16"),
+        ([named | {"name": "a" * 33}], "at most 32"),
+        ([named | {"name": "-a"}], "letters, digits"),
+        ([named | {"name": "a@b"}], "letters, digits"),
+        ([named | {"digest": bytes(32)}], "16 bytes"),
+        (["poet"], "must hold maps"),
+    ):
+        with pytest.raises(ProtocolViolation, match=refused):
+            open_record(forged(adapters=adapters))
+
+
+def test_the_most_adapters_fit_a_record_beside_the_rest() -> None:
+    most = [{"name": f"{number:032}", "digest": bytes(16)} for number in range(limits.MAX_ADAPTERS)]
+    assert len(forged(adapters=most)) < limits.MAX_RECORD_BYTES // 2
 
 
 @given(st.integers(0), st.integers(1, 255))

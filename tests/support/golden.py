@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nacl.signing import SigningKey
 
 from swarmnode._native import codec_encode
 from swarmnode.protocols import directory, gate, messages
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.directory import Announce, Announced, DirectoryMessage, Find, Found, GetInfo, Info, Verdict
 from swarmnode.protocols.frames import FrameReader
 from swarmnode.protocols.gate import Answer, GateMessage, Hello, Proof, Shut
@@ -86,6 +87,9 @@ RECORD = ServerRecord(
     public_name="ada",
 )
 RECORD_BYTES = sign_record(RECORD, lambda data: SIGNING_KEY.sign(data).signature)
+ADAPTER = AdapterId("poet", bytes(range(0xA0, 0xB0)))
+ADAPTERS_RECORD = replace(RECORD, adapters=(ADAPTER, AdapterId("sql-2", bytes(range(0xB0, 0xC0)))))
+ADAPTERS_RECORD_BYTES = sign_record(ADAPTERS_RECORD, lambda data: SIGNING_KEY.sign(data).signature)
 
 STEP_TENSOR = TensorHeader("float32", (1, 2, 4))
 STEP_BODY = struct.pack("<8f", *(0.5 * number for number in range(8)))
@@ -201,6 +205,10 @@ SESSION_EXAMPLES = (
             public_tokens=300,
         ),
     ),
+    SessionExample(
+        "open_adapter",
+        Open(NEXT_SESSION_ID, MODEL, 10, 30, "float32", (0,), rows=1, max_tokens=512, predecessor=PEER, adapter=ADAPTER),
+    ),
     SessionExample("opened", Opened(SESSION_ID, 65_024, 1_024, 4)),
     SessionExample("attach", Attach(NEXT_SESSION_ID)),
     SessionExample("attached", Attached()),
@@ -236,6 +244,7 @@ GATE_EXAMPLES = (
 BYTES_EXAMPLES = (
     BytesExample("peer_id", peer_to_bytes(PEER)),
     BytesExample("record", RECORD_BYTES),
+    BytesExample("record_adapters", ADAPTERS_RECORD_BYTES),
     BytesExample("key_model", model_key(MODEL.name)),
     BytesExample("key_bucket_0", bucket_keys(MODEL.name, 0, 32)[0]),
     BytesExample("key_bucket_1", bucket_keys(MODEL.name, 32, 64)[0]),
@@ -276,7 +285,7 @@ def shown(value: object) -> str:
 def block(example: Example) -> str:
     """The example as the page shows it."""
     lines = [f"#### `{example.name}`", ""]
-    if example.name == "record":
+    if example.name in ("record", "record_adapters"):
         lines += ["```text", shown(unpack_map(example.data[64:], "record")), "```", ""]
     if not isinstance(example, BytesExample):
         reader = FrameReader()

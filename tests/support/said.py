@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
 from swarmnode.protocols import limits
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.directory import Announce, Announced, DirectoryMessage, Find, Found, GetInfo, Info, Verdict
 from swarmnode.protocols.frames import Frame, FrameReader
 from swarmnode.protocols.ids import SPOKEN, ModelId
@@ -97,6 +98,11 @@ printable = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1)
 words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1, max_size=limits.MAX_WORD_CHARS)
 session_ids = st.binary(min_size=limits.SESSION_ID_BYTES, max_size=limits.SESSION_ID_BYTES)
 peers = st.integers(0, 50).map(lambda number: peer_of(server_key(number)))
+adapter_ids = st.builds(
+    AdapterId,
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", fullmatch=True),
+    digest=st.binary(min_size=limits.ADAPTER_DIGEST_BYTES, max_size=limits.ADAPTER_DIGEST_BYTES),
+)
 addrs = st.lists(st.sampled_from(["/ip4/127.0.0.1/tcp/4001", "/ip6/::1/tcp/1", "/dns/a.example/tcp/65535"]), max_size=4)
 models = st.builds(
     ModelId,
@@ -145,6 +151,7 @@ def opens(draw: st.DrawFn) -> Open:
         predecessor=draw(st.none() | peers),
         successor=draw(st.none() | successors),
         public_tokens=draw(st.integers(0, limits.MAX_CONTEXT_TOKENS)),
+        adapter=draw(st.none() | adapter_ids),
     )
 
 
