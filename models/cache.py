@@ -24,6 +24,7 @@ class SpanCache:
         position: the number of tokens it holds.
         rows: sequences that the session has side by side.
         spoiled: a step broke in the middle.
+        adapter: the key of the adapter that made it, if any.
     """
 
     def __init__(self, config: PretrainedConfig, held: frozenset[int]) -> None:
@@ -33,6 +34,7 @@ class SpanCache:
         self.position = 0
         self.rows = 1
         self.spoiled = False
+        self.adapter: str | None = None
 
     @property
     def memory_bytes(self) -> int:

@@ -6,8 +6,7 @@ The one door between the rest of the program and files, hubs and formats.
 from __future__ import annotations
 
 import errno
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from swarmnode.errors import BadInput, BadRange, CheckpointBroken, FamilyNotCertified, ModelNotFound, OutOfMemory
 
+from .adapters import Adapter, open_adapter_tensors
 from .bundled import BUNDLED_NAME, bundled_gguf
 from .cut import Part, build_part, hidden_size, num_blocks, part_tensor_names, text_config
 from .devices import Placement, settle
@@ -36,13 +36,11 @@ from .index import WeightsIndex, read_index
 from .progress import Progress
 from .quantised import Scheme
 from .quantising import BlockFiles, fill_blocks
-from .source import FolderFiles, ModelFiles, read_json
+from .source import HUB_ID, FolderFiles, ModelFiles, read_json
 from .span import Span
 from .weights import open_tensors
 
 __all__ = ["BUNDLED_NAME", "QUANTISED_DTYPE", "Checkpoint", "open_checkpoint"]
-
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._\-]{0,95}")
 
 QUANTISED_DTYPE = torch.bfloat16
 """Of states and of what is not quantised, unless told: the only one for which CPUs have kernels that read few bits."""
@@ -114,6 +112,7 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         device: torch.device | str | Placement = "cpu",
         quant: Scheme | None = None,
+        adapters: Sequence[Adapter] = (),
         progress: Progress | None = None,
     ) -> Span:
         """Blocks `start:end`; only their files are downloaded and only their tensors read.
@@ -122,6 +121,7 @@ class Checkpoint:
             dtype: None is the checkpoint's own; with `quant`, bfloat16.
             device: where to put it; a `Placement` for several devices.
             quant: in what to keep the weights of linear layers; made at the first load and kept on disk for the next.
+            adapters: those that sessions may choose.
             progress: told bytes downloaded and loaded.
 
         Raises:
@@ -141,10 +141,13 @@ class Checkpoint:
         placement = device if isinstance(device, Placement) else Placement.whole(device, end - start)
         dtype = dtype or (self.dtype if quant is None else QUANTISED_DTYPE)
         part, what = Part("span", start, end, quant), f"blocks {start}:{end}"
-        model = self._load(part, what, dtype, placement.devices[0] if placement.is_plain else "cpu", progress)
+        first = placement.devices[0] if placement.is_plain else torch.device("cpu")
+        model = self._load(part, what, dtype, first, progress)
         with self._room_for(what, placement):
             if quant is not None:
                 fill_blocks(model, placement, BlockFiles(self.digest, quant, dtype), self._load_block, progress)
+            for adapter in adapters:
+                _adapt(model, adapter, progress)
             if placement.is_plain:
                 return Span(model)
             settle(model, placement)
@@ -254,6 +257,14 @@ def open_checkpoint(model: str, *, revision: str | None = None, progress: Progre
         CheckpointBroken, DiskFull, HubUnreachable: this machine.
     """
     return Checkpoint(_find_files(model, revision, progress))
+
+
+def _adapt(model: PreTrainedModel, adapter: Adapter, progress: Progress | None) -> None:
+    from .lora import adapt  # PEFT takes seconds to import
+
+    blocks = range(model.part.start, model.part.end)
+    with open_adapter_tensors(adapter, blocks, progress) as (tensors, _):
+        adapt(model, adapter, tensors, blocks)
 
 
 def _find_files(model: str, revision: str | None, progress: Progress | None) -> ModelFiles:

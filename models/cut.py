@@ -44,6 +44,7 @@ __all__ = [
     "build_part",
     "causal_class",
     "find_layout",
+    "find_module",
     "hidden_size",
     "num_blocks",
     "part_tensor_name",
@@ -155,6 +156,16 @@ def part_tensor_name(config: PretrainedConfig, part: Part, name: str) -> str | N
     return name if part_tensor_names(config, part, [name]) else None
 
 
+def find_module(config: PretrainedConfig, path: str) -> tuple[str, int | None, nn.Module] | None:
+    """A module with a weight, by the path that it has in some checkpoint of a model.
+
+    Returns:
+        Its path in the stock model of the installed transformers, the block that it is in (None outside the blocks) and
+        the module itself, on the meta device; None when there is no such module.
+    """
+    return _names_of(config).find_module(path)
+
+
 class _Names:
     """Tells a part's tensors by the renamings that transformers itself applies when it loads."""
 
@@ -179,6 +190,15 @@ class _Names:
         if renamed in self._state:
             return str(renamed)
         return str(rename_source_key(name, [], [], prefix, self._state)[0])
+
+    def find_module(self, path: str) -> tuple[str, int | None, nn.Module] | None:
+        name = self._enter(f"{path}.weight")
+        if name not in self._state:
+            return None
+        path, block = name.removesuffix(".weight"), None
+        if path.startswith(f"{self._layout.blocks}."):
+            block = int(path.removeprefix(f"{self._layout.blocks}.").partition(".")[0])
+        return path, block, self._model.get_submodule(path)
 
     def held(self, part: Part) -> frozenset[str]:
         """Names in the whole model of what the part holds."""

@@ -58,6 +58,7 @@ class HubFiles:
         repo: `org/name`.
         revision: branch, tag or commit; None is the main branch.
         progress: told the bytes downloaded.
+        marker: a file without which what the cache holds is of no use.
 
     Raises:
         ModelNotFound: there is no such model or revision, or it is private.
@@ -65,8 +66,16 @@ class HubFiles:
         HubUnreachable: the hub does not answer, or may not be asked, and the cache does not hold the model.
     """
 
-    def __init__(self, repo: str, revision: str | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        repo: str,
+        revision: str | None = None,
+        progress: Progress | None = None,
+        *,
+        marker: str = "config.json",
+    ) -> None:
         self.name = repo
+        self._marker = marker
         self._progress = progress
         self._cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
         self._wanted = revision or constants.DEFAULT_REVISION
@@ -148,7 +157,7 @@ class HubFiles:
     def _cached_commit(self, reason: HubUnreachable) -> str:
         ref = self._cache / "refs" / self._wanted
         commit = self._wanted if _COMMIT.fullmatch(self._wanted) else ref.read_text() if ref.is_file() else ""
-        if not (self._cache / "snapshots" / commit / "config.json").is_file():
+        if not (self._cache / "snapshots" / commit / self._marker).is_file():
             raise reason
         return commit
 

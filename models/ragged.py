@@ -24,6 +24,9 @@ from .slabs import RaggedCache, TokenShape
 
 __all__ = ["Ragged", "whole_rows"]
 
+LOW_RANK = frozenset(("lora_A", "lora_B"))
+"""Where PEFT keeps the matrices of adapters."""
+
 STRIDE_BYTES = 128
 """What an elementwise function takes at a time with AVX-512: two registers. With less, it is a part of that."""
 
@@ -36,7 +39,9 @@ def whole_rows(blocks: Iterable[nn.Module]) -> int:
     """
     shapes: list[tuple[int, ...]] = []
     strides = [1]
-    for module in (module for block in blocks for module in block.modules()):
+    for path, module in (named for block in blocks for named in block.named_modules()):
+        if not LOW_RANK.isdisjoint(path.split(".")):
+            continue  # their product is linear from end to end
         if isinstance(module, QuantisedLinear):
             shapes.append((module.out_features, module.in_features))
             strides.append(STRIDE_BYTES // module.scale.element_size())

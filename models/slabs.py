@@ -194,6 +194,7 @@ class RaggedCache:
     Attributes:
         position: the number of tokens it holds.
         rows: sequences that the session has side by side.
+        adapter: the key of the adapter that made it, if any.
 
     Args:
         windows: for each block's layer in the stock cache how many tokens its queries see, None for all.
@@ -203,6 +204,7 @@ class RaggedCache:
         self._slabs = {layer: Slab(window) for layer, window in windows.items()}
         self.position = 0
         self.rows = 1
+        self.adapter: str | None = None
 
     @property
     def tokens(self) -> list[TokenShape]:

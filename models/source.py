@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,9 @@ from swarmnode.errors import CheckpointBroken
 
 from .tensor_file import TensorEntry, read_header
 
-__all__ = ["FolderFiles", "ModelFiles", "read_json"]
+__all__ = ["HUB_ID", "FolderFiles", "ModelFiles", "read_json"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._\-]{0,95}")
 
 MAX_JSON_BYTES = 256 << 20
 """An index of a 400B model with 128 experts is about 20 MB."""

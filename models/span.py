@@ -16,6 +16,7 @@ from swarmnode.errors import BadRange, ProtocolViolation, ReplayNeeded
 from . import cut
 from .cache import SpanCache
 from .families import certificate
+from .mix import Mix, mix_of, running
 from .packed import Piece
 from .quantised import steady
 from .quirks import one_by_one, quirks_of
@@ -39,7 +40,8 @@ class Span:
         num_blocks: blocks of the whole model.
         hidden_size: width of the hidden state.
         truncatable: sessions may go back to an earlier position (sliding windows still forget what left them).
-        weight_bytes: bytes of the blocks' weights and buffers.
+        weight_bytes: bytes of the blocks' weights and buffers, with those of adapters.
+        adapters: keys of the adapters that sessions may choose.
     """
 
     def __init__(self, model: PreTrainedModel, start: int | None = None, end: int | None = None) -> None:
@@ -55,6 +57,7 @@ class Span:
         self._way = Way()
         self._decoder, blocks = _open_doors(model, self.start, self.end, self._way)
         self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
+        self.adapters: frozenset[str] = frozenset(getattr(model, "swarmnode_adapters", ()))
         self._blocks = blocks
         self._held = _cache_layers(blocks, self.start)
         self._ragged = Ragged(self._decoder, self._config, self._held)
@@ -105,9 +108,17 @@ class Span:
         """A new session's state for passes that it shares with others, empty. Only where `ragged`."""
         return self._ragged.open_cache()
 
-    def open_session(self) -> SpanCache | RaggedCache:
-        """A new session's state, empty, of the kind that serves most sessions: for `run` and `step`."""
-        return self.open_ragged_cache() if self.ragged else self.open_cache()
+    def open_session(self, adapter: str | None = None) -> SpanCache | RaggedCache:
+        """A new session's state, empty, of the kind that serves most sessions: for `run` and `step`.
+
+        Args:
+            adapter: the key of the adapter to run it with.
+        """
+        if adapter is not None and adapter not in self.adapters:
+            raise ValueError(f"these blocks have no adapter {adapter}")
+        cache = self.open_ragged_cache() if self.ragged else self.open_cache()
+        cache.adapter = adapter
+        return cache
 
     @cached_property
     def token_bytes(self) -> int:
@@ -182,7 +193,7 @@ class Span:
         return (weight for block in self._blocks for weight in block.parameters())
 
     def without_cache(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Run the blocks on whole rows, remembering nothing, in the caller's own gradient mode.
+        """Run the blocks on whole rows without adapters, remembering nothing, in the caller's own gradient mode.
 
         Args:
             hidden: `[rows, tokens, hidden_size]`, in the span's dtype on the span's device.
@@ -190,7 +201,8 @@ class Span:
         Returns:
             The hidden state after block `end - 1`, shape of `hidden`.
         """
-        return self._through(hidden, cut.step_arguments(self._decoder, None, 0, hidden), None)
+        with running(None):  # it may come between two blocks of a pass that others' adapters take part in
+            return self._through(hidden, cut.step_arguments(self._decoder, None, 0, hidden), None)
 
     def check(self, piece: Piece) -> None:
         """Refuse what cannot be run.
@@ -238,7 +250,9 @@ class Span:
         as_stock = len(pieces) == 1 and not deterministic
         padding = 0 if as_stock else -sum(sizes) % self._whole_rows
         packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
-        with self._ragged.packed(pieces, padding, self.device, as_stock=as_stock) as about, steady(deterministic):
+        mix = mix_of(pieces, padding)
+        about_pass = self._ragged.packed(pieces, padding, self.device, as_stock=as_stock)
+        with running(mix), about_pass as about, steady(deterministic):
             out = self._through(packed, about, between)
         for piece in pieces:
             piece.cache.position += piece.hidden.shape[1]
@@ -249,11 +263,12 @@ class Span:
         cache = cast(SpanCache, piece.cache)
         _go_to(piece)
         cache.spoiled = True  # until the step is through: half a step must not be built upon
-        out = [
-            self._run_stock(cache, one, between)
-            for step in torch.split(self._here(piece.hidden), [*piece.steps], dim=1)
-            for one in torch.split(step, 1 if self._single_steps and cache.position else step.shape[1], dim=1)
-        ]
+        with running(Mix(whole=cache.adapter) if cache.adapter is not None else None):
+            out = [
+                self._run_stock(cache, one, between)
+                for step in torch.split(self._here(piece.hidden), [*piece.steps], dim=1)
+                for one in torch.split(step, 1 if self._single_steps and cache.position else step.shape[1], dim=1)
+            ]
         cache.spoiled = False
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 

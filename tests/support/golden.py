@@ -207,7 +207,9 @@ SESSION_EXAMPLES = (
     ),
     SessionExample(
         "open_adapter",
-        Open(NEXT_SESSION_ID, MODEL, 10, 30, "float32", (0,), rows=1, max_tokens=512, predecessor=PEER, adapter=ADAPTER),
+        Open(
+            NEXT_SESSION_ID, MODEL, 10, 30, "float32", (0,), rows=1, max_tokens=512, predecessor=PEER, adapter=ADAPTER
+        ),
     ),
     SessionExample("opened", Opened(SESSION_ID, 65_024, 1_024, 4)),
     SessionExample("attach", Attach(NEXT_SESSION_ID)),

@@ -1,0 +1,107 @@
+"""PEFT's LoRA layers in a part of a model, several adapters side by side, each for the tokens that chose it.
+
+Importing this imports PEFT, which takes seconds. Where an adapter comes from, and whether it fits, `adapters.py` knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear
+from torch import nn
+from transformers import PreTrainedModel
+
+from .adapters import AdaptedLayer, Adapter
+from .mix import Mix, running_mix
+from .packed import LEAST_SHARED_WORK
+from .weights import LazyTensor
+
+__all__ = ["adapt"]
+
+
+class MixedLinear(Linear):  # type: ignore[misc]  # PEFT is untyped
+    """PEFT's layer around a linear one, whose adapters count only for the tokens that the running mix gives them."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The base layer's result, with what adapters add to it."""
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        mix = running_mix()
+        if mix is None:
+            return result
+        if mix.whole is not None:
+            return result + self.delta(mix.whole, x) if mix.whole in self.lora_A else result
+        return self._mixed(mix, x, result)
+
+    def delta(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
+        """What an adapter adds for an input, in PEFT's own arithmetic."""
+        lora_a, lora_b = self.lora_A[adapter], self.lora_B[adapter]
+        added: torch.Tensor = lora_b(lora_a(x.to(lora_a.weight.dtype))) * self.scaling[adapter]
+        return added.to(x.dtype)
+
+    def _mixed(self, mix: Mix, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        packed, out = x.flatten(0, -2), result.flatten(0, -2)
+        if packed.shape[0] != mix.packed_tokens:
+            raise RuntimeError(f"an adapted layer was given {packed.shape[0]} of {mix.packed_tokens} packed tokens")
+        threads = torch.get_num_threads()
+        try:
+            for share in mix.shares:
+                if share.adapter not in self.lora_A:
+                    continue
+                work = self.in_features * self.r[share.adapter]
+                for step, into in zip(share.split(packed), share.split(out), strict=True):
+                    # In memory of its own, aligned as a lone session's, and by as many threads as its own size pays
+                    # for: its bits depend on both.
+                    own = step.clone(memory_format=torch.contiguous_format)
+                    torch.set_num_threads(threads if own.shape[:2].numel() * work > LEAST_SHARED_WORK else 1)
+                    into.add_(self.delta(share.adapter, own))
+        finally:
+            torch.set_num_threads(threads)
+        return out.view_as(result)
+
+
+def adapt(model: PreTrainedModel, adapter: Adapter, tensors: dict[str, LazyTensor], blocks: range) -> None:
+    """Put an adapter's layers of some blocks into a part, where they do nothing until a mix names `adapter.key`.
+
+    Args:
+        tensors: the adapter's, under its own names.
+        blocks: those that the part holds.
+    """
+    for layer in adapter.layers:
+        if layer.block in blocks:
+            _adapt_layer(model, adapter.key, layer, tensors)
+    model.swarmnode_adapters = {*getattr(model, "swarmnode_adapters", ()), adapter.key}
+
+
+def _adapt_layer(model: PreTrainedModel, key: str, layer: AdaptedLayer, tensors: dict[str, LazyTensor]) -> None:
+    base = model.get_submodule(layer.path)
+    is_transposed = layer.is_transposed
+    config = LoraConfig(
+        r=layer.rank,
+        lora_alpha=layer.scaling * layer.rank,
+        lora_bias=layer.bias is not None,
+        fan_in_fan_out=is_transposed,
+        init_lora_weights=False,
+        inference_mode=True,
+    )
+    settings = {"r": config.r, "lora_alpha": config.lora_alpha, "config": config}
+    with torch.device("meta"):  # the weights come from the adapter
+        if isinstance(base, MixedLinear):
+            base.update_layer(key, **settings)
+        else:
+            wrapped = MixedLinear(base, key, is_target_conv_1d_layer=is_transposed, **settings)
+            parent, _, name = layer.path.rpartition(".")
+            setattr(model.get_submodule(parent), name, wrapped.eval())
+            base = wrapped
+    weight = base.get_base_layer().weight
+    where = {"device": weight.device, "dtype": weight.dtype if weight.dtype.is_floating_point else model.dtype}
+    base.lora_A[key].weight = _frozen(tensors[layer.a].to(**where))
+    base.lora_B[key].weight = _frozen(tensors[layer.b].to(**where))
+    if layer.bias is not None:
+        base.lora_B[key].bias = _frozen(tensors[layer.bias].to(**where))
+    base.scaling[key] = layer.scaling
+
+
+def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
