@@ -5,7 +5,8 @@ Importing this imports PEFT, which takes seconds. Where an adapter comes from, a
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
@@ -21,7 +22,7 @@ from .weights import LazyTensor
 __all__ = ["adapt"]
 
 
-class MixedLinear(Linear):  # type: ignore[misc]  # PEFT is untyped
+class MixedLinear(Linear):
     """PEFT's layer around a linear one, whose adapters count only for the tokens that the running mix gives them."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -34,9 +35,12 @@ class MixedLinear(Linear):  # type: ignore[misc]  # PEFT is untyped
             return result + self.delta(mix.whole, x) if mix.whole in self.lora_A else result
         return self._mixed(mix, x, result)
 
+    def _move_adapter_to_device_of_base_layer(self, *_: object, **__: object) -> None:
+        """`adapt` puts weights where they belong; PEFT would look at the base's, which quantised layers make anew."""
+
     def delta(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
         """What an adapter adds for an input, in PEFT's own arithmetic."""
-        lora_a, lora_b = self.lora_A[adapter], self.lora_B[adapter]
+        lora_a, lora_b = cast(nn.Linear, self.lora_A[adapter]), cast(nn.Linear, self.lora_B[adapter])
         added: torch.Tensor = lora_b(lora_a(x.to(lora_a.weight.dtype))) * self.scaling[adapter]
         return added.to(x.dtype)
 
@@ -68,40 +72,41 @@ def adapt(model: PreTrainedModel, adapter: Adapter, tensors: dict[str, LazyTenso
         tensors: the adapter's, under its own names.
         blocks: those that the part holds.
     """
+    keys: set[str] = getattr(model, "swarmnode_adapters", set())
     for layer in adapter.layers:
         if layer.block in blocks:
             _adapt_layer(model, adapter.key, layer, tensors)
-    model.swarmnode_adapters = {*getattr(model, "swarmnode_adapters", ()), adapter.key}
+    model.swarmnode_adapters = keys | {adapter.key}
 
 
 def _adapt_layer(model: PreTrainedModel, key: str, layer: AdaptedLayer, tensors: dict[str, LazyTensor]) -> None:
-    base = model.get_submodule(layer.path)
-    is_transposed = layer.is_transposed
+    base: Any = model.get_submodule(layer.path)
+    alpha = cast(int, layer.scaling * layer.rank)
     config = LoraConfig(
         r=layer.rank,
-        lora_alpha=layer.scaling * layer.rank,
+        lora_alpha=alpha,
         lora_bias=layer.bias is not None,
-        fan_in_fan_out=is_transposed,
+        fan_in_fan_out=layer.is_transposed,
         init_lora_weights=False,
         inference_mode=True,
     )
-    settings = {"r": config.r, "lora_alpha": config.lora_alpha, "config": config}
     with torch.device("meta"):  # the weights come from the adapter
         if isinstance(base, MixedLinear):
-            base.update_layer(key, **settings)
+            base.update_layer(key, r=layer.rank, lora_alpha=alpha, config=config)
         else:
-            wrapped = MixedLinear(base, key, is_target_conv_1d_layer=is_transposed, **settings)
+            base = MixedLinear(base, key, config, layer.rank, alpha, is_target_conv_1d_layer=layer.is_transposed).eval()
             parent, _, name = layer.path.rpartition(".")
-            setattr(model.get_submodule(parent), name, wrapped.eval())
-            base = wrapped
-    weight = base.get_base_layer().weight
-    where = {"device": weight.device, "dtype": weight.dtype if weight.dtype.is_floating_point else model.dtype}
-    base.lora_A[key].weight = _frozen(tensors[layer.a].to(**where))
-    base.lora_B[key].weight = _frozen(tensors[layer.b].to(**where))
+            setattr(model.get_submodule(parent), name, base)
+    own = base.get_base_layer()
+    some = next(chain(own.parameters(), own.buffers()))
+    weight = own._parameters.get("weight")  # none where it is quantised
+    dtype = weight.dtype if weight is not None and weight.dtype.is_floating_point else model.dtype
+
+    def loaded(name: str) -> nn.Parameter:
+        return nn.Parameter(tensors[name].to(some.device, dtype), requires_grad=False)
+
+    base.lora_A[key].weight = loaded(layer.a)
+    base.lora_B[key].weight = loaded(layer.b)
     if layer.bias is not None:
-        base.lora_B[key].bias = _frozen(tensors[layer.bias].to(**where))
+        base.lora_B[key].bias = loaded(layer.bias)
     base.scaling[key] = layer.scaling
-
-
-def _frozen(tensor: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)

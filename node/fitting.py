@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from swarmnode.errors import BadInput, BadRange, OutOfMemory
@@ -30,6 +30,7 @@ from .sizes import shown_size
 if TYPE_CHECKING:
     import torch
 
+    from swarmnode.models.adapters import Adapter
     from swarmnode.models.checkpoint import Checkpoint
     from swarmnode.models.quantised import Scheme
 
@@ -98,11 +99,18 @@ class Fit:
         return need_of(self.task, window, self.cache_tokens(window))
 
 
-def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, devices: Sequence[torch.device], request: Request) -> Fit:
+def fit_blocks(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    request: Request,
+    adapters: Sequence[Adapter] = (),
+) -> Fit:
     """Find out; takes up to a second, and wants a thread of its own.
 
     Args:
         devices: of one kind; blocks fill one after the other.
+        adapters: those that will be held beside the blocks; they count among the weights.
 
     Raises:
         BadRange: the model does not have so many blocks.
@@ -116,6 +124,9 @@ def fit_blocks(checkpoint: Checkpoint, dtype: torch.dtype, devices: Sequence[tor
         )
     room, words = _room(devices, request)
     task = _task(checkpoint, dtype, devices[0], request)
+    for adapter in adapters:
+        weights = map(sum, zip(task.footprint.weights, adapter.block_bytes(total, dtype), strict=True))
+        task = replace(task, footprint=replace(task.footprint, weights=tuple(weights)))
     if request.window is not None:
         windows = [request.window] if fits(task, room, request.window) else []
     else:

@@ -190,8 +190,8 @@ def words(commands: tuple[str, ...], help: str, *, metavar: str) -> Any:
     return _row(Flag("words", commands, help, default=(), metavar=metavar))
 
 
-def texts(commands: tuple[str, ...], help: str) -> Any:
-    return _row(Flag("texts", commands, help, default=(), metavar="TEXT"))
+def texts(commands: tuple[str, ...], help: str, *, metavar: str = "TEXT") -> Any:
+    return _row(Flag("texts", commands, help, default=(), metavar=metavar))
 
 
 def switch(commands: tuple[str, ...], help: str, *, short: str = "") -> Any:

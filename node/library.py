@@ -5,7 +5,7 @@ The command line uses only this. Light to import: torch and libp2p load when a n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module
@@ -169,6 +169,7 @@ class Node:
         prefix_cache: bool = True,
         share_prefixes: bool = False,
         prefer_peers: Sequence[str] = (),
+        adapters: Mapping[str, str | Path] | None = None,
         public_name: str = "",
         chosen: Callable[[Choice], None] | None = None,
         moved: Callable[[ServerInfo], None] | None = None,
@@ -195,6 +196,7 @@ class Node:
             prefix_cache: whether sessions of one client that begin alike share the work on their beginnings.
             share_prefixes: whether those of different clients do, too, as far as their clients call them public.
             prefer_peers: peer ids, or files with one to a line: whose steps go before those of others, behind our own.
+            adapters: LoRA adapters in PEFT's form that sessions may choose: by name the folder or hub id of each.
             public_name: shown beside this server.
             chosen: told which blocks will be held, when that was left open or has to fit; again when it changes.
             moved: told what is served after a move.
@@ -235,6 +237,7 @@ class Node:
                 prefix_cache=prefix_cache,
                 share_prefixes=share_prefixes,
                 preferred=read_preferred(prefer_peers),
+                adapters=adapters or {},
                 public_name=public_name,
                 compression=self._compression,
             )

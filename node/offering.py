@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
 import trio
 
 from swarmnode.errors import BadInput
+from swarmnode.models.adapters import Adapter, open_adapter
 from swarmnode.models.blocks import parse_blocks
 from swarmnode.models.checkpoint import QUANTISED_DTYPE, Checkpoint, open_checkpoint
 from swarmnode.models.devices import Placement
 from swarmnode.models.progress import Progress
 from swarmnode.models.quantised import SCHEMES, Scheme
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.limits import MAX_CACHE_TOKENS
 from swarmnode.protocols.records import NOT_QUANTISED, ModelId
 
+from .adapters import check_adapters
 from .asking import checkpoint_id
 from .choosing import Choice, Chooser, choice_of
 from .codec import Compression
@@ -79,6 +83,7 @@ class Wanted:
     preferred: frozenset[str]
     public_name: str
     compression: Compression
+    adapters: Mapping[str, str | Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,10 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
     dtype = torch_dtype(wanted.dtype, checkpoint.dtype if quant is None else QUANTISED_DTYPE)
     devices = torch_devices(wanted.device)
     _check_offload(wanted, devices)
+    adapters = [
+        await load(partial(_open_adapter, name, where, checkpoint), place.progress)
+        for name, where in wanted.adapters.items()
+    ]
     key = SpanKey(
         _hardware(devices, offload=wanted.offload),
         checkpoint.digest.hex(),
@@ -123,7 +132,7 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
         blocks=checkpoint.num_blocks,
     )
     measured = await trio.to_thread.run_sync(Measured)
-    server = _Server(wanted, place, tell, checkpoint, dtype, devices, quant, key, measured)
+    server = _Server(wanted, place, tell, checkpoint, adapters, dtype, devices, quant, key, measured)
     choice, chooser = await server.choose()
     while True:
         choice = await server.hold(choice, chooser)
@@ -131,7 +140,12 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
         await place.torch_thread.run(gc.collect)
 
 
+def _open_adapter(name: str, where: str | Path, checkpoint: Checkpoint, progress: Progress) -> Adapter:
+    return open_adapter(name, str(where), checkpoint.config, progress=progress)
+
+
 def _check(wanted: Wanted) -> None:
+    check_adapters(wanted.adapters)
     if wanted.cache_tokens is not None and not 1 <= wanted.cache_tokens <= MAX_CACHE_TOKENS:
         raise BadInput(f"A cache of {wanted.cache_tokens} tokens makes no sense.", hint="Give 1 or more.")
     if wanted.cache_memory is not None and wanted.cache_memory < 1:
@@ -173,6 +187,7 @@ class _Server:
     place: Place
     tell: Callbacks
     checkpoint: Checkpoint
+    adapters: list[Adapter]
     dtype: torch.dtype
     devices: tuple[torch.device, ...]
     quant: Scheme | None
@@ -186,7 +201,9 @@ class _Server:
         plain = request.max_memory is None and not request.offload and len(self.devices) == 1
         if request.window is not None and plain and request.cache_tokens is not None:
             return Choice(request.window, total, "asked", request.cache_tokens), None
-        fit = await load(lambda _: fit_blocks(self.checkpoint, self.dtype, self.devices, request), None)
+        fit = await load(
+            lambda _: fit_blocks(self.checkpoint, self.dtype, self.devices, request, self._held_adapters), None
+        )
         chooser = None
         if request.window is not None:
             choice = choice_of(fit, request.window, "asked")
@@ -227,6 +244,7 @@ class _Server:
                 dtype=self.dtype,
                 device=self._placement(choice),
                 quant=self.quant,
+                adapters=self._held_adapters,
             )
             key = replace(self.key, blocks=end - start)
             known = self.measured.rates(key)
@@ -245,6 +263,11 @@ class _Server:
                     self.tell.chosen(choice)
                     nursery.cancel_scope.cancel()
         return choice
+
+    @property
+    def _held_adapters(self) -> list[Adapter]:
+        """The adapters, but one of two names only once."""
+        return list({adapter.key: adapter for adapter in self.adapters}.values())
 
     def _request(self) -> Request:
         blocks = self.wanted.blocks
@@ -285,6 +308,7 @@ class _Server:
             prefix_cache=self.wanted.prefix_cache,
             share_prefixes=self.wanted.share_prefixes,
             preferred=self.wanted.preferred,
+            adapters=tuple(AdapterId(each.name, each.digest) for each in self.adapters),
             expected=(0.0, 0.0) if expected is None else astuple(expected),
         )
 

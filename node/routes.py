@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from swarmnode.errors import BlocksMissing
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.records import ServerRecord
 from swarmnode.protocols.tensors import CODEC_RAW
 
@@ -34,9 +35,10 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Hops that together cover all blocks of a model, in order, each block once."""
+    """Hops that together cover all blocks of a model, in order, each once; and the adapter that all of them use."""
 
     hops: tuple[Hop, ...]
+    adapter: AdapterId | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -61,7 +63,12 @@ Cost = tuple[int, int, int]
 
 
 def plan_route(
-    records: Iterable[ServerRecord], num_blocks: int, *, exclude: Collection[str] = (), tokens: int = 0
+    records: Iterable[ServerRecord],
+    num_blocks: int,
+    *,
+    exclude: Collection[str] = (),
+    tokens: int = 0,
+    adapter: AdapterId | None = None,
 ) -> Route:
     """The quickest chain over blocks `0:num_blocks`.
 
@@ -72,19 +79,25 @@ def plan_route(
         records: of one and the same model.
         exclude: peers not to use.
         tokens: how many the session will hold.
+        adapter: only servers that have it are used, whatever they call it.
 
     Raises:
         BlocksMissing: naming every run of blocks that no record holds.
     """
     usable = sorted(
-        (record for record in records if _fits(record, num_blocks) and record.peer not in exclude),
+        (
+            record
+            for record in records
+            if _fits(record, num_blocks) and record.peer not in exclude and _has(record, adapter)
+        ),
         key=lambda record: (record.peer, record.start, record.end, -record.sequence),
     )
     if missing := missing_blocks(usable, num_blocks):
         raise BlocksMissing(
-            f"{describe_blocks(missing).capitalize()} of {num_blocks} have no live server.",
+            f"{describe_blocks(missing).capitalize()} of {num_blocks} have no live server"
+            f"{f' with adapter {adapter}' if adapter else ''}.",
             hint="Wait for a server to come, or give these blocks yourself with `swarmnode serve --blocks "
-            f"{missing[0][0]}:{missing[0][1]}`.",
+            f"{missing[0][0]}:{missing[0][1]}{f' --adapter {adapter.name}=FOLDER' if adapter else ''}`.",
             span=missing[0],
         )
     # The cheapest way to each boundary, and the hop it ends with. Going on with a server costs its next block, changing
@@ -107,7 +120,7 @@ def plan_route(
         assert cheapest is not None, "a block without a server is refused above"
         reached.append(cheapest[0])
         arrived.append(cheapest[1:])
-    return Route(tuple(_walk_back(arrived)))
+    return Route(tuple(_walk_back(arrived)), adapter)
 
 
 def coverage(records: Iterable[ServerRecord], num_blocks: int) -> tuple[Coverage, ...]:
@@ -141,6 +154,10 @@ def describe_blocks(runs: Iterable[tuple[int, int]]) -> str:
 
 def _fits(record: ServerRecord, num_blocks: int) -> bool:
     return record.num_blocks == num_blocks and 0 <= record.start < record.end <= num_blocks
+
+
+def _has(record: ServerRecord, adapter: AdapterId | None) -> bool:
+    return adapter is None or any(own.digest == adapter.digest for own in record.adapters)
 
 
 def _entry(record: ServerRecord, tokens: int) -> Cost:

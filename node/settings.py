@@ -65,6 +65,13 @@ class Settings:
         ("serve",), "how many blocks to serve: those that the swarm needs most", low=1, high=MAX_BLOCKS
     )
 
+    adapter: tuple[str, ...] = texts(
+        _MODELLED,
+        "a LoRA adapter: serve offers NAME=FOLDER or NAME=HUB_ID, given several times for several; who asks names the "
+        "one to use, NAME or NAME@DIGEST",
+        metavar="ADAPTER",
+    )
+
     # the swarm
     join: tuple[str, ...] = words(
         SWARM_COMMANDS, "a peer of the swarm to join; may be given several times", metavar="MULTIADDR"

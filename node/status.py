@@ -23,6 +23,7 @@ class ServerStatus:
         confirmed: it answered for itself just now; else its record is all there is.
         relayed: it says that others reach it through relays only, unless they punch through.
         quantisation: in what its weights are kept, if not as numbers of its dtype; its answers differ a little then.
+        adapters: those that sessions on it may choose, as `name@digest`.
     """
 
     peer: str
@@ -38,6 +39,7 @@ class ServerStatus:
     addrs: tuple[str, ...]
     relayed: bool = False
     quantisation: str = "none"
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def sum_up(model: ModelId, num_blocks: int, records: Iterable[ServerRecord], con
                 addrs=tuple(record.addrs),
                 relayed=record.relayed,
                 quantisation=record.quantisation,
+                adapters=tuple(map(str, record.adapters)),
             )
             for record in own
         ),

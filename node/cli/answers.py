@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from swarmnode.errors import BadInput
 from swarmnode.models.settings import Sampling
 
 from .events import Done, Route, Token
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from .voice import Voice
 
-__all__ = ["sampling_of", "tell"]
+__all__ = ["adapter_of", "sampling_of", "tell"]
 
 
 def sampling_of(settings: Settings) -> Sampling:
@@ -30,6 +31,17 @@ def sampling_of(settings: Settings) -> Sampling:
         seed=settings.seed,
         stop=settings.stop,
     )
+
+
+def adapter_of(settings: Settings) -> str | None:
+    """The adapter to use. Raises `BadInput`."""
+    if len(settings.adapter) > 1:
+        raise BadInput("An answer is given with one adapter, not several.", hint="Give --adapter once.")
+    for adapter in settings.adapter:
+        if "=" in adapter:
+            raise BadInput(f"{adapter!r} says where an adapter is.", hint="Here name one that servers have.")
+        return adapter
+    return None
 
 
 async def tell(generation: Generation, voice: Voice, *, tells_route: bool = True) -> None:

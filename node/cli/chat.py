@@ -10,7 +10,7 @@ import trio
 
 from swarmnode.errors import PeerFault, PromptTooLong, SwarmFault, SwarmnodeError
 
-from .answers import sampling_of, tell
+from .answers import adapter_of, sampling_of, tell
 from .blame import blame
 from .call import Call
 from .lines import InputLines
@@ -31,7 +31,7 @@ Message = dict[str, str]
 def run(call: Call) -> None:
     """Talk until the person has had enough."""
     settings = call.settings
-    sampling = sampling_of(settings)
+    sampling, adapter = sampling_of(settings), adapter_of(settings)
 
     async def talk() -> None:
         async with open_asking_node(call) as node:
@@ -41,7 +41,7 @@ def run(call: Call) -> None:
             )
             call.voice.note(f"talking with {model.name}: {_HELP}")
             async with AsyncExitStack() as stack:
-                await _Talk(call, model, sampling, stack).run()
+                await _Talk(call, model, sampling, adapter, stack).run()
 
     call.run(talk)
 
@@ -49,10 +49,13 @@ def run(call: Call) -> None:
 class _Talk:
     """The conversation so far and the session that holds it."""
 
-    def __init__(self, call: Call, model: Model, sampling: Sampling, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, call: Call, model: Model, sampling: Sampling, adapter: str | None, stack: AsyncExitStack
+    ) -> None:
         self._call = call
         self._model = model
         self._sampling = sampling
+        self._adapter = adapter
         self._stack = stack
         self._session: Session | None = None
         self._messages: list[Message] = []
@@ -98,7 +101,7 @@ class _Talk:
         is_new = self._session is None
         if self._session is None:
             self._session = await self._stack.enter_async_context(
-                self._model.session(public_prefix=self._call.settings.public_prefix)
+                self._model.session(public_prefix=self._call.settings.public_prefix, adapter=self._adapter)
             )
         generation = self._session.generate(messages, sampling=self._sampling)
         with trio.CancelScope() as scope, self._call.interrupts.cancels_answer(scope):

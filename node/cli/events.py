@@ -56,7 +56,8 @@ class Hop:
 class ServerStatus:
     """One server of a model, as its own signed record says. `confirmed`: it has answered for itself just now.
 
-    `relayed`: others reach it through relays only, unless they punch through to it.
+    `relayed`: others reach it through relays only, unless they punch through to it. `adapters`: those that sessions on
+    it may choose, as `name@digest`.
     """
 
     peer_id: str
@@ -71,6 +72,7 @@ class ServerStatus:
     addrs: tuple[str, ...]
     relayed: bool = False
     quantisation: str = "none"
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Final
 
 from swarmnode.errors import BadInput
 
-from .answers import sampling_of, tell
+from .answers import adapter_of, sampling_of, tell
 from .call import Call
 from .place import open_asking_node, require_peers
 
@@ -20,7 +20,7 @@ def run(call: Call) -> None:
     """Ask once."""
     settings = call.settings
     prompt = read_prompt(settings.prompt)
-    sampling = sampling_of(settings)
+    sampling, adapter = sampling_of(settings), adapter_of(settings)
 
     async def ask() -> None:
         async with open_asking_node(call) as node:
@@ -28,7 +28,13 @@ def run(call: Call) -> None:
             model = await node.load(
                 settings.model, revision=settings.revision, dtype=settings.dtype, device=settings.device
             )
-            answer = model.generate(prompt, chat=settings.chat, public_prefix=settings.public_prefix, sampling=sampling)
+            answer = model.generate(
+                prompt,
+                chat=settings.chat,
+                public_prefix=settings.public_prefix,
+                adapter=adapter,
+                sampling=sampling,
+            )
             await tell(answer, call.voice)
 
     call.run(ask)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from swarmnode.node.adapters import parse_adapters
 from swarmnode.node.defaults import DEFAULT_LISTEN
 
 from .call import Call
@@ -27,6 +28,7 @@ LOAD_SECONDS = 0.5
 def run(call: Call) -> None:
     """Serve until told to leave."""
     settings = call.settings
+    adapters = parse_adapters(settings.adapter)
 
     async def stand() -> None:
         async with open_standing_node(call, listen=DEFAULT_LISTEN) as node, trio.open_nursery() as nursery:
@@ -48,6 +50,7 @@ def run(call: Call) -> None:
                 deterministic=settings.deterministic,
                 prefix_cache=not settings.no_prefix_cache,
                 share_prefixes=settings.share_prefixes,
+                adapters=adapters,
                 public_name=settings.public_name or "",
                 chosen=partial(_say_chosen, call),
                 moved=partial(_say_ready, call),

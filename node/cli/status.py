@@ -71,4 +71,5 @@ def _server(server: seen.ServerStatus) -> ServerStatus:
         addrs=server.addrs,
         relayed=server.relayed,
         quantisation=server.quantisation,
+        adapters=server.adapters,
     )

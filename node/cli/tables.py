@@ -74,6 +74,9 @@ def _model(model: ModelStatus, paint: Paint) -> str:
     ]
     rows += [_server(server) for server in sorted(model.servers, key=lambda each: (each.blocks, each.peer_id))]
     lines += [f"  {line}" for line in _columns(rows).splitlines()]
+    for adapter in sorted({each for server in model.servers for each in server.adapters}):
+        peers = ", ".join(short_peer(each.peer_id) for each in model.servers if adapter in each.adapters)
+        lines.append(f"  adapter {harmless(adapter)} on {peers}")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route
 from swarmnode.node.tensors import dtype_name
 from swarmnode.node.torch_thread import TorchThread
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.records import ModelId
 
 from .ring import Ring, open_ring
@@ -49,7 +50,7 @@ class Asker:
     background: trio.Nursery
     compression: Compression = "auto"
 
-    async def open_ring(self, max_tokens: int, public_tokens: int) -> Ring:
+    async def open_ring(self, max_tokens: int, public_tokens: int, adapter: str | AdapterId | None = None) -> Ring:
         """A session on the best route whose servers all take it.
 
         A server that refuses or does not answer is left out and another route tried, a few times.
@@ -58,13 +59,13 @@ class Asker:
             max_tokens, public_tokens: as for the function of this name.
 
         Raises:
-            NoPeers, ModelMismatch, BlocksMissing: as `Servers.plan`.
+            NoPeers, ModelMismatch, BlocksMissing, AdapterMissing, BadInput: as `Servers.plan`.
             PeerFault: of the last server that refused, when no route is left without it.
         """
         refused: dict[str, SwarmnodeError] = {}
         for _ in range(MAX_OPEN_TRIES):
             try:
-                route = await self.servers.plan(tokens=max_tokens, exclude=refused)
+                route = await self.servers.plan(tokens=max_tokens, exclude=refused, adapter=adapter)
             except BlocksMissing:
                 if not refused:
                     raise

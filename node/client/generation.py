@@ -74,6 +74,7 @@ class Generation:
         fields: Mapping[str, Any],
         session: Session | None = None,
         public_prefix: int = 0,
+        adapter: str | None = None,
     ) -> None:
         self.prompt_ids: tuple[int, ...] = ()
         self.ids: list[int] = []
@@ -89,6 +90,7 @@ class Generation:
         self._public_tokens = public_tokens_of(public_prefix)
         self._sampling = sampling_from(sampling, fields)
         self._session = session
+        self._adapter = adapter
         self._opened = False
         self._running = False
         self._use = ExitStack()
@@ -197,7 +199,7 @@ class Generation:
         if self._session is None:
             wanted = len(ids) + self._max_new_tokens
             self._token = trio.lowlevel.current_trio_token()
-            ring = await self._asker.open_ring(wanted, self._public_tokens)
+            ring = await self._asker.open_ring(wanted, self._public_tokens, self._adapter)
             self._session = self._own_session = Session(self._asker, ring, wanted, self._public_tokens)
         self._opened = True
 

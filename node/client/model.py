@@ -47,13 +47,13 @@ class Model:
         """Width of the hidden states that `Session.step` takes."""
         return self._asker.ends.hidden_size
 
-    async def route(self, *, tokens: int = 0) -> Route:
-        """The servers that a session of `tokens` would run on now.
+    async def route(self, *, tokens: int = 0, adapter: str | None = None) -> Route:
+        """The servers that a session of `tokens` would run on now, with an adapter as for `generate`.
 
         Raises:
-            NoPeers, ModelMismatch, BlocksMissing: there is no route.
+            NoPeers, ModelMismatch, BlocksMissing, AdapterMissing: there is no route.
         """
-        return await self._asker.servers.plan(tokens=tokens)
+        return await self._asker.servers.plan(tokens=tokens, adapter=adapter)
 
     def generate(
         self,
@@ -61,6 +61,7 @@ class Model:
         *,
         chat: bool = False,
         public_prefix: int = 0,
+        adapter: str | None = None,
         sampling: Sampling | None = None,
         **fields: Any,
     ) -> Generation:
@@ -71,25 +72,38 @@ class Model:
             chat: a text is one message of a user, in the model's chat template.
             public_prefix: so many of the prompt's first tokens are no secret, such as those of a system prompt that
                 everybody uses. Servers that agree share the work on them between clients, who can tell by the time.
+            adapter: the LoRA adapter to use, of those that servers have: its name, or `name@digest` with the first
+                hex digits of its digest where there are several of the name.
             sampling: or its fields by name, such as `max_new_tokens=20, temperature=0.7`.
 
         Raises:
             BadInput: settings that make no sense. The rest is raised when the answer is awaited.
         """
-        return Generation(self._asker, prompt, chat=chat, public_prefix=public_prefix, sampling=sampling, fields=fields)
+        return Generation(
+            self._asker,
+            prompt,
+            chat=chat,
+            public_prefix=public_prefix,
+            adapter=adapter,
+            sampling=sampling,
+            fields=fields,
+        )
 
     @asynccontextmanager
-    async def session(self, *, max_tokens: int | None = None, public_prefix: int = 0) -> AsyncIterator[Session]:
+    async def session(
+        self, *, max_tokens: int | None = None, public_prefix: int = 0, adapter: str | None = None
+    ) -> AsyncIterator[Session]:
         """A session that keeps its KV cache between turns, for as long as the block runs.
 
         Args:
             max_tokens: how many tokens the servers are asked to promise room for; the session may outgrow it while
                 they have room. None is a moderate start.
             public_prefix: as for `generate`, of the session's first tokens.
+            adapter: as for `generate`; for all that the session does.
 
         Raises:
             BadInput: the public prefix.
-            NoPeers, ModelMismatch, BlocksMissing, PeerFault: no route of servers takes it.
+            NoPeers, ModelMismatch, BlocksMissing, AdapterMissing, PeerFault: no route of servers takes it.
         """
-        async with open_session(self._asker, max_tokens, public_prefix) as session:
+        async with open_session(self._asker, max_tokens, public_prefix, adapter) as session:
             yield session

@@ -268,6 +268,7 @@ async def open_ring(
             predecessor=hops[index - 1].peer if index else None,
             successor=successor,
             public_tokens=public_tokens,
+            adapter=route.adapter,
         )
         links[index] = await open_hop(network, hops[index], asked)
 

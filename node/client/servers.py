@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from swarmnode.errors import BlocksMissing, ModelMismatch, NoPeers, PeerFault
+from swarmnode.errors import AdapterMissing, BlocksMissing, ModelMismatch, NoPeers, PeerFault
+from swarmnode.node.adapters import choose_adapter
 from swarmnode.node.defaults import FIND_SECONDS
 from swarmnode.node.net.network import Network
 from swarmnode.node.routes import Route, missing_blocks, plan_route
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.records import ModelId, ServerRecord
 
 if TYPE_CHECKING:
@@ -48,21 +50,46 @@ class Servers:
         self._records: list[ServerRecord] = []
         self._found_at = float("-inf")
 
-    async def plan(self, *, tokens: int, exclude: Collection[str] = ()) -> Route:
+    async def plan(
+        self, *, tokens: int, exclude: Collection[str] = (), adapter: str | AdapterId | None = None
+    ) -> Route:
         """A route for a session that will hold `tokens`.
 
+        Args:
+            adapter: as for `choose_adapter`, or the very one.
+
         Raises:
+            AdapterMissing, BadInput: as `choose_adapter`.
             NoPeers: we know nobody.
             ModelMismatch: only other weights of this name are served.
             BlocksMissing: naming the blocks.
         """
-        return plan_route(await self._fresh(), self._num_blocks, exclude=exclude, tokens=tokens)
+        way = partial(self._way, adapter, tokens=tokens, exclude=exclude)
+        if adapter is None:
+            return way(await self._fresh())
+        try:
+            return way(await self._fresh())
+        except (AdapterMissing, BlocksMissing):
+            self.forget()  # the servers that have it may be those that were not waited for
+            return way(await self._fresh(patient=True))
 
     def forget(self) -> None:
         """Ask anew at the next plan."""
         self._found_at = float("-inf")
 
-    async def _fresh(self) -> Sequence[ServerRecord]:
+    def _way(
+        self,
+        adapter: str | AdapterId | None,
+        records: Sequence[ServerRecord],
+        *,
+        tokens: int,
+        exclude: Collection[str],
+    ) -> Route:
+        if isinstance(adapter, str):
+            adapter = choose_adapter(records, adapter, self._num_blocks)
+        return plan_route(records, self._num_blocks, exclude=exclude, tokens=tokens, adapter=adapter)
+
+    async def _fresh(self, *, patient: bool = False) -> Sequence[ServerRecord]:
         if trio.current_time() - self._found_at > FRESH_SECONDS:
             found: list[ServerRecord] = []
             with trio.move_on_after(FIND_SECONDS):
@@ -70,7 +97,7 @@ class Servers:
             own = [each for each in found if each.model == self._model]
             if not own:
                 self._complain(found)
-            self._records = await confirm_servers(self._directory, own, self._num_blocks)
+            self._records = await confirm_servers(self._directory, own, None if patient else self._num_blocks)
             self._found_at = trio.current_time()
         return self._records
 

@@ -61,7 +61,7 @@ class Session:
 
     @property
     def route(self) -> Route:
-        """The servers it runs on."""
+        """The servers it runs on, and the adapter."""
         return self._ring.route
 
     def encode(self, hidden: torch.Tensor) -> Encoded:
@@ -221,7 +221,7 @@ class Session:
         except ReplayNeeded:
             # A server's state cannot go back, or was given to others. We have all that went in.
             await self.aclose()
-            self._ring = await self._asker.open_ring(max(end, self._tokens), self._public_tokens)
+            self._ring = await self._asker.open_ring(max(end, self._tokens), self._public_tokens, self.route.adapter)
             self._furthest = 0
             return await self._send(0, end, keep, None)
 
@@ -256,10 +256,13 @@ def _join(answers: list[Answer]) -> torch.Tensor:
 
 
 @asynccontextmanager
-async def open_session(asker: Asker, max_tokens: int | None, public_prefix: int) -> AsyncIterator[Session]:
+async def open_session(
+    asker: Asker, max_tokens: int | None, public_prefix: int, adapter: str | None = None
+) -> AsyncIterator[Session]:
     """A session for as long as the block runs.
 
     Args:
+        adapter: as for `Servers.plan`.
         max_tokens: how many tokens the servers are asked to promise room for; the session may outgrow it while they
             have room. None is a moderate start.
         public_prefix: how many of its first tokens are no secret.
@@ -269,7 +272,7 @@ async def open_session(asker: Asker, max_tokens: int | None, public_prefix: int)
     """
     tokens = min(max_tokens or SESSION_PROMISE_TOKENS, asker.context_tokens)
     public_tokens = public_tokens_of(public_prefix)
-    session = Session(asker, await asker.open_ring(tokens, public_tokens), tokens, public_tokens)
+    session = Session(asker, await asker.open_ring(tokens, public_tokens, adapter), tokens, public_tokens)
     try:
         yield session
     finally:

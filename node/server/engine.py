@@ -31,6 +31,7 @@ from swarmnode.node.defaults import (
 )
 from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.node.torch_thread import TorchThread
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.messages import Step, TensorHeader
 
 from .batch import Computed, Held, Job, run_batch
@@ -61,6 +62,7 @@ class Use:
         dtype: in which its hidden states come.
         public_tokens: how many of its first tokens are no secret.
         ended: told why when the engine has to end the session.
+        adapter: with which it computes.
     """
 
     session: bytes
@@ -72,6 +74,7 @@ class Use:
     ended: Callable[[SwarmnodeError], None]
     dtype: str
     public_tokens: int
+    adapter: AdapterId | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -303,7 +306,7 @@ class Engine:
         each = self._sessions.get(session)
         self._schedule.cancel(session)
         if each is not None:
-            each.held.cache = each.held.part.open_session()
+            each.held.cache = each.held.part.open_session(each.held.cache.adapter)
             each.use.ended(why)
 
     def _ran(self, batch: list[Chunk[Job]], ran: outcome.Outcome[list[Computed | SwarmnodeError | None]]) -> None:
@@ -367,11 +370,13 @@ class Engine:
         part = self._parts.get((start, end))
         if part is None:
             part = self._parts[start, end] = self._span.part(start, end)
+        adapter = use.adapter.digest.hex() if use.adapter is not None else None
+        cache = part.open_session(adapter)
         if not self._prefix_cache or not part.ragged:
-            return Held(part, part.open_session())
+            return Held(part, cache)
         public_tokens = use.public_tokens if self._share_prefixes else 0
-        chain = Chain((start, end, use.dtype), use.peer, public_tokens, self._prefixes.block_tokens)
-        return Held(part, part.open_session(), chain)
+        about = (start, end, use.dtype, adapter)
+        return Held(part, cache, Chain(about, use.peer, public_tokens, self._prefixes.block_tokens))
 
     def _timed(self, held: Held, tokens: int, position: int) -> float:
         noise = torch.randn(1, tokens, self.hidden_size, dtype=self._span.dtype, device=self._span.device)

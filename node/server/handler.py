@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import trio
 
 from swarmnode.errors import BadRange, ModelMismatch, PeerBusy, PeerLost, PeerRefused, ProtocolViolation, SwarmnodeError
+from swarmnode.node.adapters import listed
 from swarmnode.node.codec import Compression
 from swarmnode.node.defaults import (
     ATTACH_SECONDS,
@@ -17,6 +19,7 @@ from swarmnode.node.defaults import (
 )
 from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.streams import MessageStream
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
 from swarmnode.protocols.records import ModelId, ServerState
 from swarmnode.protocols.tensors import DTYPE_BYTES, KNOWN_CODECS
@@ -52,6 +55,7 @@ class SessionHandler:
         compression: Compression = "auto",
         *,
         preferred: frozenset[str] = frozenset(),
+        adapters: Collection[AdapterId] = (),
     ) -> None:
         self.state: ServerState = "joining"
         self._network = network
@@ -59,6 +63,7 @@ class SessionHandler:
         self._engine = engine
         self._compression = compression
         self._preferred = preferred
+        self._adapters = adapters
         self._sessions: dict[bytes, ServerSession] = {}
         self._changed = trio.Event()
         self._waiting_attaches = 0
@@ -113,6 +118,7 @@ class SessionHandler:
             ended=session.end,
             dtype=asked.dtype,
             public_tokens=asked.public_tokens,
+            adapter=asked.adapter,
         )
         busy = await self._engine.open(use)
         if busy is not None:
@@ -151,6 +157,9 @@ class SessionHandler:
             )
         if asked.end < self._engine.num_blocks and asked.successor is None:
             raise PeerRefused(f"Blocks {asked.start}:{asked.end} are not the last and have no successor.", span=span)
+        if asked.adapter and asked.adapter.digest not in {own.digest for own in self._adapters}:
+            there = f"it has {listed(self._adapters)}" if self._adapters else "it has none"
+            raise PeerRefused(f"This server has no adapter {asked.adapter}; {there}.", span=span)
         if asked.dtype not in DTYPE_BYTES:
             raise PeerRefused(f"Hidden states cannot be sent here as {asked.dtype}.", hint="Use float32.")
         if unknown := set(asked.codecs).difference(KNOWN_CODECS):

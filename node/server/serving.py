@@ -17,6 +17,7 @@ from swarmnode.node.net.circuits import without_peer
 from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.streams import MessageStream
 from swarmnode.node.torch_thread import TorchThread
+from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.ids import SESSION, SPOKEN
 from swarmnode.protocols.limits import MAX_ADDRS
 from swarmnode.protocols.messages import Refused
@@ -45,6 +46,7 @@ class Offer:
         compression: how it sends what it computed.
         segment_tokens, deterministic, prefix_cache, share_prefixes: as for `Engine`.
         preferred: as for `SessionHandler`.
+        adapters: those that sessions may choose.
         expected: tokens per second of decode and of prefill that it should make, said until it is ready; 0: unknown.
     """
 
@@ -62,6 +64,7 @@ class Offer:
     prefix_cache: bool = True
     share_prefixes: bool = False
     preferred: frozenset[str] = frozenset()
+    adapters: tuple[AdapterId, ...] = ()
     expected: tuple[float, float] = (0.0, 0.0)
 
 
@@ -126,6 +129,7 @@ class Serving:
             public_name=self.offer.public_name,
             relayed=self._network.is_relayed,
             codecs=KNOWN_CODECS,
+            adapters=self.offer.adapters,
         )
 
     def offer_instead(self, offer: Offer) -> None:
@@ -151,7 +155,12 @@ class Serving:
         await engine.measure(None if known is None else Rates(*known))
         self._engine = engine
         handler = self._handler = SessionHandler(
-            self._network, self.offer.model, engine, self.offer.compression, preferred=self.offer.preferred
+            self._network,
+            self.offer.model,
+            engine,
+            self.offer.compression,
+            preferred=self.offer.preferred,
+            adapters=self.offer.adapters,
         )
         self._network.handle(SESSION, handler)
         self._state = handler.state = "online"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def opened(tiny: TinyCheckpoint) -> Checkpoint:
 def stock_logits(model: torch.nn.Module, ids: torch.Tensor, lengths: Sequence[int], family: str) -> torch.Tensor:
     with torch.inference_mode():
         if family == "mamba":
-            return model(input_ids=ids).logits
+            return cast(torch.Tensor, model(input_ids=ids).logits)
         cache = DynamicCache()
         parts = [
             model(input_ids=part, use_cache=True, past_key_values=cache).logits
@@ -114,18 +115,12 @@ def spans_with_and_without(family: str) -> Iterator[dict[torch.dtype, tuple[Span
     """Spans with three adapters, the same without any, and the adapters' keys by name."""
     targets = FAMILIES[family]
     with tiny_checkpoint(tiny_config(family)) as tiny, TemporaryDirectory() as folder:
-        made = {
-            "poet": {"r": 8, "target_modules": targets},
-            "sql": {"r": 2, "target_modules": targets[1:]},
-            "odd": {"r": 5, "target_modules": targets[:1]},
-        }
+        made = {"poet": (8, targets), "sql": (2, targets[1:]), "odd": (5, targets[:1])}
         adapters = [
             open_adapter(
-                name,
-                str(save_adapter(tiny.whole, Path(folder) / name, how["target_modules"], seed=seed, r=how["r"])),
-                tiny.config,
+                name, str(save_adapter(tiny.whole, Path(folder) / name, modules, seed=rank, r=rank)), tiny.config
             )
-            for seed, (name, how) in enumerate(made.items())
+            for name, (rank, modules) in made.items()
         ]
         checkpoint = opened(tiny)
         keys: dict[str, str | None] = {"none": None} | {each.name: each.key for each in adapters}

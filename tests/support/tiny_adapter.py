@@ -30,7 +30,7 @@ def save_adapter(
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
             weight.data = torch.randn(weight.shape, generator=generator).to(weight.dtype) * SCALE
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     return folder
 
 

@@ -18,6 +18,7 @@
     ├── SwarmFault            the swarm as a whole, as it is now      exit 4
     │   ├── NoPeers               nobody answers
     │   ├── BlocksMissing         no live server holds some of the blocks
+    │   ├── AdapterMissing        no server has the adapter that was asked for
     │   └── ModelMismatch         the swarm serves another revision or other weights
     └── PeerFault             one other peer                          exit 5
         ├── PeerUnreachable       it cannot be dialled
@@ -36,6 +37,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AdapterMissing",
     "AskedWrong",
     "BadIdentity",
     "BadInput",
@@ -196,6 +198,12 @@ class BlocksMissing(SwarmFault):
     """No live server holds some of the blocks."""
 
     code = "blocks-missing"
+
+
+class AdapterMissing(SwarmFault):
+    """No server of the model has the adapter that was asked for."""
+
+    code = "adapter-missing"
 
 
 class ModelMismatch(SwarmFault):

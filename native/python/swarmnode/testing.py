@@ -9,7 +9,7 @@ The servers compute in threads, so do not use trio's autojump clock with it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +83,7 @@ async def open_memory_swarm(
     replicas: int = 1,
     cache_tokens: int | None = None,
     compression: str = "lossless",
+    adapters: Mapping[str, str | Path] | Sequence[Mapping[str, str | Path]] = (),
 ) -> AsyncIterator[MemorySwarm]:
     """A swarm that serves all of a model, for as long as the block runs.
 
@@ -92,6 +93,7 @@ async def open_memory_swarm(
         replicas: servers for each of these.
         cache_tokens: of each server.
         compression: of all its nodes, as for `open_node`; the default lets answers be compared bit for bit.
+        adapters: of all servers, as for `Node.serve`; or of each.
     """
     async with AsyncExitStack() as stack:
         net = await stack.enter_async_context(open_memory_net())
@@ -102,7 +104,8 @@ async def open_memory_swarm(
             at = number % len(edges)
             blocks = f"{edges[at]}:{edges[at + 1] if at + 1 < len(edges) else ''}"
             opening = open_node(network=net.network(number), join=join, compression=compression)
-            serving = _open_server(opening, str(model), blocks, cache_tokens)
+            own = adapters if isinstance(adapters, Mapping) else adapters[number] if adapters else {}
+            serving = _open_server(opening, str(model), blocks, cache_tokens, own)
             servers.append(await stack.enter_async_context(serving))
             join = [servers[0].node.addrs[0]]
         asking = open_node(network=net.network(len(servers)), join=join, compression=compression)
@@ -112,12 +115,15 @@ async def open_memory_swarm(
 
 @asynccontextmanager
 async def _open_server(
-    opening: AbstractAsyncContextManager[Node], model: str, blocks: str, cache_tokens: int | None
+    opening: AbstractAsyncContextManager[Node],
+    model: str,
+    blocks: str,
+    cache_tokens: int | None,
+    adapters: Mapping[str, str | Path],
 ) -> AsyncIterator[MemoryServer]:
     async with opening as node, open_background() as nursery:
-        yield MemoryServer(
-            node, await nursery.start(partial(node.serve, model, blocks=blocks, cache_tokens=cache_tokens))
-        )
+        serve = partial(node.serve, model, blocks=blocks, cache_tokens=cache_tokens, adapters=adapters)
+        yield MemoryServer(node, await nursery.start(serve))
 
 
 def make_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0) -> Path:
