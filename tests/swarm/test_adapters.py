@@ -13,11 +13,15 @@ import trio
 
 from support.loopback import QUIC
 from support.tiny_adapter import peft_model, save_adapter
-from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
+from support.tiny_swarm import PROMPT as SHORT
+from support.tiny_swarm import TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import AdapterMissing, BadInput, BlocksMissing, PeerRefused
 from swarmnode.node.background import open_background
 from swarmnode.node.library import Model, open_node
 from swarmnode.protocols.adapters import AdapterId
+
+PROMPT = 3 * SHORT
+"""So long that servers keep what sessions begin with for others, which must be of the same adapter."""
 
 
 @pytest.fixture
