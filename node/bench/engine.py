@@ -1,4 +1,5 @@
-"""One server and many sessions: tokens per second together, what a long prompt does to others, what sessions take.
+"""One server and many sessions: tokens per second together, what long prompts do to others, what sessions take,
+what beginnings that are known save.
 
 The server is a process of its own on loopback. Sessions send the hidden states that a client would send, and no client
 computes logits: on a small machine its share would drown the server's. Plain transformers runs in this process, turn by
@@ -26,6 +27,7 @@ from swarmnode.node.demo import begin_bootstrap, make_servers, process_environme
 from swarmnode.node.library import Model, open_node
 from swarmnode.node.processes import OwnProcess, listening_to
 
+from .prefix import SHARED_TOKENS, FirstTokens, sample_first_tokens
 from .report import spread
 from .tokens import TEXT, load_plain, sample_plain
 
@@ -95,6 +97,7 @@ async def _measure(
         plain_rates, alone_rates = [], []
         beside: dict[str, list[float]] = {kind: [] for kind in models}
         quiet: dict[str, list[float]] = {kind: [] for kind in models}
+        first_tokens = FirstTokens()
         for number in range(asked.rounds + 1):  # the first round pays for kernels and memory
             rate = (await trio.to_thread.run_sync(sample_plain, plain, ids, ids, asked.steps + 1)).tokens_per_second
             alone = whole.generate(ids, sampling=Sampling(max_new_tokens=asked.steps + 1))
@@ -102,6 +105,7 @@ async def _measure(
                 pass
             samples = {count: await _together(whole, count, asked.steps) for count in counts}
             waits = {kind: await _beside(model, asked.prefill_tokens) for kind, model in models.items()}
+            await sample_first_tokens(whole, number, FirstTokens() if number == 0 else first_tokens)
             if number == 0:
                 continue
             plain_rates.append(rate)
@@ -139,6 +143,7 @@ async def _measure(
         f"decode_step_ms_beside_{asked.prefill_tokens}_tokens_of_prefill": {
             kind: {"alone": _percentiles(quiet[kind]), "beside": _percentiles(beside[kind])} for kind in models
         },
+        f"first_token_behind_{SHARED_TOKENS}_tokens_seen_or_not": first_tokens.report(),
         f"sessions_of_{SESSION_TOKENS}_tokens_per_gib": {
             "ours": (1 << 30) // per_session,
             "full_length_reserved": (1 << 30) // reserved,
