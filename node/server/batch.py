@@ -90,7 +90,9 @@ class Job:
     def has_blocks(self, segments: tuple[int, ...]) -> bool:
         """Whether whole blocks are among its step's segments: all of the step then gets the bits of shared passes."""
         chain = self.held.chain
-        return chain is not None and chain.block_tokens in self._segments(self.step.position, segments)
+        if chain is None or self.step.tensor.tokens < chain.block_tokens:
+            return False
+        return chain.block_tokens in self._segments(self.step.position, segments)
 
     def _segments(self, position: int, segments: tuple[int, ...]) -> tuple[int, ...]:
         chain = self.held.chain

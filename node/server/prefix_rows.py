@@ -109,6 +109,8 @@ class Prefixes:
         Returns:
             What came of the piece's last tokens: of all that are wanted, and maybe of some before them.
         """
+        if computed is not None and not begun.links:
+            return computed
         self.fit()
         if computed is not None:
             for number, block in enumerate(torch.split(computed, self.block_tokens, dim=1), len(begun.found)):
