@@ -11,7 +11,7 @@ tokens of their own puts rows of zeros there.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -44,9 +44,14 @@ class Gradients:
 class Training:
     """The blocks of a span, to be trained through. Their weights stay as they are. Made by `open_training`."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, blocks: Sequence[Span] | None = None) -> None:
         self.span = span
-        self._blocks = [Span(span.model, block, block + 1) for block in range(span.start, span.end)]
+        self._blocks = blocks or [Span(span.model, block, block + 1) for block in range(span.start, span.end)]
+
+    def part(self, start: int, end: int) -> Training:
+        """The blocks `start:end` of these. Raises `BadRange`."""
+        part = self.span.part(start, end)
+        return Training(part, self._blocks[start - self.span.start : end - self.span.start])
 
     def forward(self, hidden: torch.Tensor, prompts: torch.Tensor | None) -> Generator[None, None, torch.Tensor]:
         """Run one group of rows, pausing between blocks. Arguments, errors and result as the function `forward`."""
@@ -78,7 +83,8 @@ class Training:
             gradient = _through(span, kept.pop(), gradient)
             if prompts is not None:
                 first = gradient[:, : prompts.shape[1]]
-                of_prompts.append(first.sum(0, dtype=torch.promote_types(first.dtype, torch.float32)))
+                summed = first.sum(0, dtype=torch.promote_types(first.dtype, torch.float32))
+                of_prompts.append(summed.to(self.span.device))
             if kept:
                 yield
         return Gradients(gradient, torch.stack(of_prompts[::-1]) if of_prompts else None)
@@ -184,7 +190,8 @@ def _through(span: Span, entering: torch.Tensor, gradient: torch.Tensor) -> torc
     """Compute a block again and go back through it."""
     with torch.inference_mode(False), torch.enable_grad(), _frozen(span):
         entering.requires_grad_()
-        return torch.autograd.grad(span.without_cache(entering), entering, gradient)[0]
+        leaving = span.without_cache(entering)
+        return torch.autograd.grad(leaving, entering, gradient.to(leaving.device))[0]
 
 
 def _entering(hidden: torch.Tensor, prompts: torch.Tensor | None, block: int) -> torch.Tensor:

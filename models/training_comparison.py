@@ -19,7 +19,7 @@ from .tiny import VOCABULARY
 from .tiny_checkpoint import SEED, TinyCheckpoint
 from .training import Training, finish
 
-__all__ = ["TRAINING_TOLERANCE", "compare_training"]
+__all__ = ["TRAINING_TOLERANCE", "WholePass", "by_autograd", "compare_training"]
 
 ROWS, TOKENS = 3, 13
 """More tokens than the tiny models' windows hold."""
@@ -40,7 +40,7 @@ def compare_training(checkpoint: TinyCheckpoint) -> str:
     """
     torch.manual_seed(SEED + 3)
     try:
-        expected = _by_autograd(checkpoint.whole)
+        expected = by_autograd(checkpoint.whole)
         gaps = [gap for spans in _chains(checkpoint) for gap in _gaps(spans, expected)]
     except Exception as error:  # noqa: BLE001  any failure of foreign code is a finding, not a crash
         return f"Its stock code gives no gradients: {type(error).__name__}: {' '.join(str(error).split())}."
@@ -50,7 +50,7 @@ def compare_training(checkpoint: TinyCheckpoint) -> str:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class WholePass:
     """What autograd has to say of a loss on the whole model.
 
     Attributes:
@@ -66,7 +66,8 @@ class _Pass:
     leaving_gradient: torch.Tensor
 
 
-def _by_autograd(whole: PreTrainedModel) -> _Pass:
+def by_autograd(whole: PreTrainedModel) -> WholePass:
+    """The loss of the next token of some rows, with deep prompts, differentiated by autograd alone."""
     ids = torch.randint(3, VOCABULARY, (ROWS, TOKENS))
     blocks = list(cast(nn.ModuleList, whole.get_submodule(cut.find_layout(whole).blocks)))
     prompts = torch.randn(len(blocks), PROMPT_TOKENS, cut.hidden_size(whole.config), dtype=whole.dtype)
@@ -93,7 +94,7 @@ def _by_autograd(whole: PreTrainedModel) -> _Pass:
         logits = whole(input_ids=ids, **cut.step_arguments(whole, None, 0, ids)).logits
     loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
     gradients = torch.autograd.grad(loss, (ends["entering"], prompts, ends["leaving"]))
-    return _Pass(
+    return WholePass(
         ends["entering"].detach(), gradients[0], prompts.detach(), gradients[1], ends["leaving"].detach(), gradients[2]
     )
 
@@ -110,7 +111,7 @@ def _chains(checkpoint: TinyCheckpoint) -> Iterator[list[Span]]:
         yield [together.part(0, at), together.part(at, blocks)]
 
 
-def _gaps(spans: Sequence[Span], expected: _Pass) -> Iterator[float]:
+def _gaps(spans: Sequence[Span], expected: WholePass) -> Iterator[float]:
     """How far what comes out of a chain of spans, and the gradients, are from the whole's, relative to the largest."""
     hidden, gradient = [], []
     of_prompts = torch.zeros_like(expected.prompts)

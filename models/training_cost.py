@@ -6,7 +6,7 @@ Whatever these are, quantised or not. Knows no budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, cast
@@ -81,8 +81,8 @@ class TrainingCost:
         return 3 * blocks * tokens * self.wide_state
 
 
-def cost_of(training: Training) -> TrainingCost:
-    """Run noise through one block of each kind and back."""
+def cost_of(training: Training) -> Generator[None, None, TrainingCost]:
+    """Run noise through one block of each kind and back, pausing between one length and the next."""
     span = training.span
     layout: Layout = span.model.swarmnode_layout
     blocks = cast(nn.ModuleList, span.model.get_submodule(layout.blocks))
@@ -90,8 +90,12 @@ def cost_of(training: Training) -> TrainingCost:
     for index in range(span.start, span.end):
         kind = block_kind(span.model, index, blocks[index])
         if kind not in kinds:
-            alone = Training(span.part(index, index + 1))
-            kinds[kind] = Inside(tuple(_peak_bytes(alone, tokens) for tokens in TRIED_TOKENS))
+            alone = training.part(index, index + 1)
+            tried = []
+            for tokens in TRIED_TOKENS:
+                tried.append(_peak_bytes(alone, tokens))
+                yield
+            kinds[kind] = Inside(tuple(tried))
     width = span.hidden_size
     return TrainingCost(width * span.dtype.itemsize, width * WIDEST_ELEMENT_BYTES, tuple(kinds.values()))
 

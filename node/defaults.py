@@ -29,6 +29,8 @@ __all__ = [
     "MAX_SESSIONS_PER_PEER",
     "MAX_STEP_WAIT_SECONDS",
     "MAX_TORCH_JOBS",
+    "MAX_TRAINING_PASSES",
+    "MAX_TRAINING_PASSES_PER_PEER",
     "MAX_WAITING_ATTACHES",
     "MAX_WAITING_STEPS",
     "MAX_WAITING_TOKENS",
@@ -50,6 +52,12 @@ __all__ = [
     "SILENT_PINGS",
     "STEP_BODY_BYTES",
     "STEP_SECONDS",
+    "TRAINING_BYTES",
+    "TRAINING_GRACE_SECONDS",
+    "TRAINING_GROUPS",
+    "TRAINING_GROUP_TOKENS",
+    "TRAINING_IDLE_SECONDS",
+    "TRAINING_ROW_TOKENS",
     "UNKNOWN_BLOCK_NANOSECONDS",
 ]
 
@@ -162,6 +170,34 @@ each by itself, which costs a prompt of 1,024 tokens 7 % (128: 12 to 18 %)."""
 
 MAX_PREFIX_BLOCKS: Final = 4096
 """Blocks that a server keeps, however small their models: a million tokens."""
+
+# --- training ---
+
+TRAINING_BYTES: Final = 1 << 30
+"""Most memory that all passes of training take together, if so much is free."""
+
+TRAINING_ROW_TOKENS: Final = 2048
+"""Most tokens of a row: a row cannot be cut, as its tokens look at each other."""
+
+TRAINING_GROUP_TOKENS: Final = BATCH_TOKENS
+"""Most tokens of a group of rows, but for one row that is longer: what a session waits for at most is such a group in
+one block, there and back."""
+
+TRAINING_GROUPS: Final = 2
+"""Groups of a pass that may be under way: one is computed while the other travels."""
+
+TRAINING_GRACE_SECONDS: Final = 0.02
+"""Training goes on when no step has come for so long behind the last batch: a session that decodes sends its next one
+sooner, unless its way is long."""
+
+TRAINING_IDLE_SECONDS: Final = 60.0
+"""A pass whose client sends no rows for so long is given up."""
+
+MAX_TRAINING_PASSES: Final = 64
+"""Passes of one server in all."""
+
+MAX_TRAINING_PASSES_PER_PEER: Final = 4
+"""Passes of one server for one client."""
 
 # --- routes ---
 

@@ -111,6 +111,11 @@ class Node:
         return self._serving.sessions if self._serving is not None else 0
 
     @property
+    def passes(self) -> int:
+        """How many passes of training this node runs for others now."""
+        return self._serving.passes if self._serving is not None else 0
+
+    @property
     def cache_tokens_left(self) -> int:
         """How many tokens of KV cache this node has promised to nobody; 0 when it serves nothing."""
         return self._serving.cache_tokens_left if self._serving is not None else 0
@@ -170,6 +175,7 @@ class Node:
         share_prefixes: bool = False,
         prefer_peers: Sequence[str] = (),
         adapters: Mapping[str, str | Path] | None = None,
+        training_memory: int | None = None,
         public_name: str = "",
         chosen: Callable[[Choice], None] | None = None,
         moved: Callable[[ServerInfo], None] | None = None,
@@ -197,6 +203,8 @@ class Node:
             share_prefixes: whether those of different clients do, too, as far as their clients call them public.
             prefer_peers: peer ids, or files with one to a line: whose steps go before those of others, behind our own.
             adapters: LoRA adapters in PEFT's form that sessions may choose: by name the folder or hub id of each.
+            training_memory: the most bytes that training through these blocks may take; None is 1 GiB as far as it is
+                free, or nothing of `max_memory`; 0 is no training.
             public_name: shown beside this server.
             chosen: told which blocks will be held, when that was left open or has to fit; again when it changes.
             moved: told what is served after a move.
@@ -238,6 +246,7 @@ class Node:
                 share_prefixes=share_prefixes,
                 preferred=read_preferred(prefer_peers),
                 adapters=adapters or {},
+                training_memory=training_memory,
                 public_name=public_name,
                 compression=self._compression,
             )

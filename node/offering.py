@@ -27,6 +27,7 @@ from .adapters import check_adapters
 from .asking import checkpoint_id
 from .choosing import Choice, Chooser, choice_of
 from .codec import Compression
+from .defaults import TRAINING_BYTES
 from .discovery.directory import Directory
 from .fitting import Request, fit_blocks
 from .loading import load
@@ -81,9 +82,17 @@ class Wanted:
     prefix_cache: bool
     share_prefixes: bool
     preferred: frozenset[str]
+    training_memory: int | None
     public_name: str
     compression: Compression
     adapters: Mapping[str, str | Path]
+
+    @property
+    def training_bytes(self) -> int:
+        """Where memory is bounded, none is set apart for training unless that is asked for."""
+        if self.training_memory is None:
+            return 0 if self.max_memory is not None else TRAINING_BYTES
+        return self.training_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +287,7 @@ class _Server:
             auto=blocks == AUTO or self.wanted.num_blocks is not None,
             cache_tokens=self.wanted.cache_tokens,
             cache_memory=self.wanted.cache_memory,
-            max_memory=self.wanted.max_memory,
+            max_memory=None if self.wanted.max_memory is None else self.wanted.max_memory - self.wanted.training_bytes,
             offload=self.wanted.offload,
             quant=self.quant,
         )
@@ -309,6 +318,7 @@ class _Server:
             share_prefixes=self.wanted.share_prefixes,
             preferred=self.wanted.preferred,
             adapters=tuple(AdapterId(each.name, each.digest) for each in self.adapters),
+            training_bytes=self.wanted.training_bytes,
             expected=(0.0, 0.0) if expected is None else astuple(expected),
         )
 

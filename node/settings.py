@@ -153,6 +153,11 @@ class Settings:
         ("serve",), "memory to take on each device at most, on a CPU by the whole process; default: all that is free"
     )
 
+    training_memory: int | None = size(
+        ("serve",),
+        "memory for training through the blocks; 1GiB if free, none of --max-memory; 0B: no training",
+    )
+
     compression: str = choice(
         (*_MODELLED, "demo"),
         "how hidden states travel: raw and lossless exactly, h8 nearly so, h6, fp8 and h4 smaller with more loss; "

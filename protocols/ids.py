@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GATE", "INFO", "RECORDS", "SESSION", "SPOKEN", "ModelId"]
+__all__ = ["GATE", "INFO", "RECORDS", "SESSION", "SPOKEN", "TRAINING", "ModelId"]
 
 SESSION = "/swarmnode/session/1"
 """Hidden states through a chain of servers: `messages.py`."""
@@ -15,10 +15,14 @@ RECORDS = "/swarmnode/records/1"
 INFO = "/swarmnode/info/1"
 """Ask a server for its own record: `directory.py`."""
 
+TRAINING = "/swarmnode/training/1"
+"""Whole rows through some blocks without a cache, and gradients back: `training.py`. Not every server speaks it."""
+
 GATE = "/swarmnode/gate/1"
 """Prove to hold the private swarm's key, before anything else: `gate.py`. No part of what a record lists."""
 
 SPOKEN = (SESSION, RECORDS, INFO)
+"""What every server's record lists."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ MAX_IN_FLIGHT = 64
 MAX_HOPS = 64
 MAX_TRACE_MICROSECONDS = 3_600_000_000  # an hour in one queue is a lie or a corpse
 MAX_RETRY_SECONDS = 3600.0
+MAX_TRAINING_ROWS = 2**16  # of one pass; more are further passes
 
 # Records and directory -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""What is said on a session stream, to a frame and back; and the messages that keep or end a session.
+"""What is said on a session stream or on one for training, to a frame and back; and what keeps or ends either.
 
 `encode` gives the two buffers of a frame, `parse` the message of a frame with every field checked. A message is its
-class; the `type` field names it on the wire. The tensor of a step or an output is the frame's body. In which order
+class; the `type` field names it on the wire. A message's tensor is the frame's body. In which order
 messages may come is not known here.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from typing_extensions import Buffer
 
@@ -22,6 +22,7 @@ from .ids import ModelId
 from .opening import Attach, Attached, Open, Opened, Refused, Successor
 from .stepping import HopTrace, Output, Step
 from .tensors import TensorHeader, check_body
+from .training import Gradients, Prompts, Ready, Rows, Train
 from .wire import Fields, pack, shown
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Attached",
     "Break",
     "Close",
+    "Gradients",
     "HopTrace",
     "Message",
     "ModelId",
@@ -37,10 +39,14 @@ __all__ = [
     "Output",
     "Ping",
     "Pong",
+    "Prompts",
+    "Ready",
     "Refused",
+    "Rows",
     "Step",
     "Successor",
     "TensorHeader",
+    "Train",
     "encode",
     "pack_header",
     "parse",
@@ -116,11 +122,27 @@ class Pong:
         return Pong(fields.integer("nonce", limits.MAX_INT))
 
 
-Message = Open | Opened | Attach | Attached | Step | Output | Refused | Break | Close | Ping | Pong
+Message = (
+    Open
+    | Opened
+    | Attach
+    | Attached
+    | Step
+    | Output
+    | Refused
+    | Break
+    | Close
+    | Ping
+    | Pong
+    | Train
+    | Ready
+    | Prompts
+    | Rows
+    | Gradients
+)
+_WithTensor = Step | Output | Prompts | Rows | Gradients
 
-_READERS: dict[str, Callable[[Fields, int], Message]] = {
-    kind.type: kind.read for kind in (Open, Opened, Attach, Attached, Step, Output, Refused, Break, Close, Ping, Pong)
-}
+_READERS: dict[str, Callable[[Fields, int], Message]] = {kind.type: kind.read for kind in get_args(Message)}
 
 
 def encode(message: Message, body: Buffer = b"") -> tuple[bytes, memoryview]:
@@ -128,7 +150,7 @@ def encode(message: Message, body: Buffer = b"") -> tuple[bytes, memoryview]:
 
     Args:
         message: what to say.
-        body: the bytes of `message.tensor`, for a step or an output; left alone until sent, not copied.
+        body: the bytes of `message.tensor`, if it has one; left alone until sent, not copied.
 
     Raises:
         ValueError: the body is not as long as the message says. Our own mistake, not a peer's.
@@ -148,7 +170,7 @@ def _map_of(message: Message) -> dict[str, object]:
 
 
 def _check_length(message: Message, body_bytes: int) -> None:
-    fits = message.tensor.has_length(body_bytes) if isinstance(message, Step | Output) else not body_bytes
+    fits = message.tensor.has_length(body_bytes) if isinstance(message, _WithTensor) else not body_bytes
     if not fits:
         raise ValueError(f"a {message.type} was given {body_bytes} body bytes, which it cannot have")
 
@@ -158,9 +180,9 @@ def parse(frame: Frame) -> Message:
     kind = Fields("message", frame.header).text("type", limits.MAX_WORD_CHARS)
     reader = _READERS.get(kind)
     if reader is None:
-        raise ProtocolViolation(f'"{shown(kind)}" is not a message of a session.')
+        raise ProtocolViolation(f'"{shown(kind)}" is not a message of a session or of training.')
     message = reader(Fields(kind, frame.header), frame.body.nbytes)
-    if isinstance(message, Step | Output):
+    if isinstance(message, _WithTensor):
         check_body(message.tensor, frame.body)
     elif frame.body.nbytes:
         raise ProtocolViolation(f"{kind}: it has a body of {frame.body.nbytes} bytes and must have none.")

@@ -51,6 +51,7 @@ def run(call: Call) -> None:
                 prefix_cache=not settings.no_prefix_cache,
                 share_prefixes=settings.share_prefixes,
                 adapters=adapters,
+                training_memory=settings.training_memory,
                 public_name=settings.public_name or "",
                 chosen=partial(_say_chosen, call),
                 moved=partial(_say_ready, call),

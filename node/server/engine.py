@@ -97,6 +97,7 @@ class Engine:
 
     Attributes:
         rates: learnt from every batch.
+        batch_over: called when a batch is through and the next, if any waits, has begun.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Engine:
         share_prefixes: bool = False,
     ) -> None:
         self.rates = Rates()
+        self.batch_over: Callable[[], object] = _nobody
         self._span = span
         self._torch_thread = torch_thread
         self._deterministic = deterministic
@@ -145,6 +147,11 @@ class Engine:
     @property
     def hidden_size(self) -> int:
         return self._span.hidden_size
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._batch or self._interrupted)
 
     @property
     def max_step_tokens(self) -> int:
@@ -325,6 +332,7 @@ class Engine:
                 self._release(session)
         if self._schedule.waiting_steps:
             self._next()
+        self.batch_over()
         for chunk, result in zip(batch, results, strict=True):
             if result is not None and chunk.step.session in self._sessions:
                 chunk.step.work.done(result)
@@ -383,6 +391,10 @@ class Engine:
         begun = time.perf_counter()
         tensor_to_bytes(held.part.step(held.cache, noise, position), "float32")  # waits for the device
         return time.perf_counter() - begun
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 def _results(

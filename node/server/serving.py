@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from swarmnode.errors import PeerBusy
+from swarmnode.models.families import certificate
 from swarmnode.models.span import Span
+from swarmnode.node.background import race
 from swarmnode.node.codec import Compression
 from swarmnode.node.defaults import CLOSE_SECONDS, FIRST_FRAME_SECONDS, RECORD_LIFETIME_SECONDS
 from swarmnode.node.net.circuits import without_peer
@@ -18,7 +20,7 @@ from swarmnode.node.net.network import Network, Stream
 from swarmnode.node.streams import MessageStream
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.adapters import AdapterId
-from swarmnode.protocols.ids import SESSION, SPOKEN
+from swarmnode.protocols.ids import SESSION, SPOKEN, TRAINING
 from swarmnode.protocols.limits import MAX_ADDRS
 from swarmnode.protocols.messages import Refused
 from swarmnode.protocols.records import NOT_QUANTISED, ModelId, ServerRecord, ServerState, sign_record
@@ -27,6 +29,8 @@ from swarmnode.protocols.tensors import KNOWN_CODECS
 from .engine import Engine
 from .handler import SessionHandler
 from .rates import Rates
+from .trainer import Trainer
+from .training import TrainingHandler
 
 if TYPE_CHECKING:
     from swarmnode.node.discovery.directory import Directory
@@ -47,6 +51,7 @@ class Offer:
         segment_tokens, deterministic, prefix_cache, share_prefixes: as for `Engine`.
         preferred: as for `SessionHandler`.
         adapters: those that sessions may choose.
+        training_bytes: the most memory that training through these blocks takes; 0: no training.
         expected: tokens per second of decode and of prefill that it should make, said until it is ready; 0: unknown.
     """
 
@@ -65,6 +70,7 @@ class Offer:
     share_prefixes: bool = False
     preferred: frozenset[str] = frozenset()
     adapters: tuple[AdapterId, ...] = ()
+    training_bytes: int = 0
     expected: tuple[float, float] = (0.0, 0.0)
 
 
@@ -78,12 +84,19 @@ class Serving:
         self._torch_thread = torch_thread
         self._engine: Engine | None = None
         self._handler: SessionHandler | None = None
+        self._trainer: Trainer | None = None
+        self._training: TrainingHandler | None = None
         self._state: ServerState = "joining"
 
     @property
     def sessions(self) -> int:
         """How many are open now."""
         return self._handler.sessions if self._handler is not None else 0
+
+    @property
+    def passes(self) -> int:
+        """How many passes of training there are now."""
+        return self._training.passes if self._training is not None else 0
 
     @property
     def cache_tokens_left(self) -> int:
@@ -125,7 +138,7 @@ class Serving:
             decode_tokens_per_second=decode,
             prefill_tokens_per_second=prefill,
             addrs=tuple(map(without_peer, self._network.addrs))[:MAX_ADDRS],
-            protocols=SPOKEN,
+            protocols=(*SPOKEN, TRAINING) if self._training is not None else SPOKEN,
             public_name=self.offer.public_name,
             relayed=self._network.is_relayed,
             codecs=KNOWN_CODECS,
@@ -163,6 +176,8 @@ class Serving:
             adapters=self.offer.adapters,
         )
         self._network.handle(SESSION, handler)
+        if self.offer.training_bytes and certificate(span.model.config.model_type).trains:
+            self._train(engine, span)
         self._state = handler.state = "online"
         self._directory.publish(self.record)
         await self._directory.announced()
@@ -176,7 +191,10 @@ class Serving:
     async def run(self) -> None:
         """Serve for ever what `begin` has begun."""
         assert self._engine is not None
-        await self._engine.run()
+        if self._trainer is None:
+            await self._engine.run()
+        else:
+            await race(self._engine.run, self._trainer.run)
 
     async def leave(self) -> None:
         """Tell clients and the directory, as far as that is quick."""
@@ -184,14 +202,27 @@ class Serving:
         self._directory.publish(self.record)
         if self._handler is not None:
             self._network.handle(SESSION, _say_not_now)
+            if self._training is not None:
+                self._network.handle(TRAINING, _say_not_now)
+                self._training.leave()
             await self._handler.leave()
         self._directory.publish(None)
         # A node that goes on to serve other blocks wants the memory of these.
-        self._engine = self._handler = None
+        self._engine = self._handler = self._trainer = self._training = None
+
+    def _train(self, engine: Engine, span: Span) -> None:
+        """Take passes of training, too."""
+        trainer = Trainer(span, self._torch_thread, busy=lambda: engine.busy, memory_bytes=self.offer.training_bytes)
+        engine.batch_over = trainer.batch_over
+        handler = TrainingHandler(
+            self.offer.model, trainer, start=span.start, end=span.end, hidden_size=span.hidden_size
+        )
+        self._network.handle(TRAINING, handler)
+        self._trainer, self._training = trainer, handler
 
 
 async def _say_not_now(stream: Stream) -> None:
-    """Answer who wants a session where there are none any more, or not yet."""
+    """Answer who wants a session or training where there are none any more, or not yet."""
     with trio.move_on_after(FIRST_FRAME_SECONDS):
         messages = MessageStream(stream)
         if await messages.receive() is not None:

@@ -205,7 +205,7 @@ def test_memory_is_foretold(family: str) -> None:
     torch.set_num_threads(1)
     with tiny_checkpoint(tiny_config(family, max_position_embeddings=1024)) as checkpoint:
         training = Training(checkpoint.span(0, cut.num_blocks(checkpoint.config)))
-    cost = cost_of(training)
+    cost = finish(cost_of(training))
     for rows, tokens in ((1, 120), (3, 100), (8, 64), (1, 600)):
         hidden = noise(rows, tokens, training.span.hidden_size)
         with Ledger(numbers=True) as ledger:

@@ -29,6 +29,7 @@ from swarmnode.protocols.messages import (
     Attached,
     Break,
     Close,
+    Gradients,
     HopTrace,
     Message,
     Open,
@@ -36,10 +37,14 @@ from swarmnode.protocols.messages import (
     Output,
     Ping,
     Pong,
+    Prompts,
+    Ready,
     Refused,
+    Rows,
     Step,
     Successor,
     TensorHeader,
+    Train,
 )
 from swarmnode.protocols.peers import peer_from_public_key, peer_to_bytes
 from swarmnode.protocols.records import ServerRecord, sign_record
@@ -224,6 +229,11 @@ SESSION_EXAMPLES = (
     SessionExample("close", Close()),
     SessionExample("ping", Ping(1)),
     SessionExample("pong", Pong(1)),
+    SessionExample("train", Train(MODEL, 0, 10, True, "float32", (1, 0), 12, 2, 1)),
+    SessionExample("ready", Ready(8, 2)),
+    SessionExample("prompts", Prompts(8, TensorHeader("float32", (2, 1, 4))), STEP_BODY),
+    SessionExample("rows", Rows(8, STEP_TENSOR), STEP_BODY),
+    SessionExample("gradients", Gradients(8, STEP_TENSOR), STEP_BODY),
 )
 DIRECTORY_EXAMPLES = (
     DirectoryExample("announce", Announce(model_key(MODEL.name), ((RECORD_BYTES, 1.5),))),

@@ -18,6 +18,7 @@ from swarmnode.protocols.messages import (
     Attached,
     Break,
     Close,
+    Gradients,
     HopTrace,
     Message,
     Open,
@@ -25,9 +26,13 @@ from swarmnode.protocols.messages import (
     Output,
     Ping,
     Pong,
+    Prompts,
+    Ready,
     Refused,
+    Rows,
     Step,
     Successor,
+    Train,
 )
 from swarmnode.protocols.peers import peer_from_public_key
 from swarmnode.protocols.records import ServerRecord, sign_record
@@ -179,7 +184,31 @@ def outputs(draw: st.DrawFn) -> Output:
     )
 
 
+@st.composite
+def trains(draw: st.DrawFn) -> Train:
+    start, end = draw(spans())
+    tokens = draw(st.integers(1, limits.MAX_STEP_TOKENS))
+    return Train(
+        model=draw(models),
+        start=start,
+        end=end,
+        backward=draw(st.booleans()),
+        dtype=draw(words),
+        codecs=(1, 0),
+        rows=draw(st.integers(1, limits.MAX_TRAINING_ROWS)),
+        tokens=tokens,
+        prompt_tokens=draw(st.integers(0, tokens)),
+    )
+
+
+rows = st.integers(0, limits.MAX_TRAINING_ROWS)
+
 messages: st.SearchStrategy[Message] = st.one_of(
+    trains(),
+    st.builds(Ready, group_rows=st.integers(1, limits.MAX_ROWS), max_in_flight=st.integers(1, limits.MAX_IN_FLIGHT)),
+    st.builds(Prompts, block=st.integers(0, limits.MAX_BLOCKS), tensor=tensors(1)),
+    st.builds(Rows, row=rows, tensor=tensors(1)),
+    st.builds(Gradients, row=rows, tensor=tensors(1)),
     opens(),
     st.builds(
         Opened,
@@ -208,7 +237,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
 
 def body_for(message: Message) -> bytes:
     """Bytes of the length that the message's tensor has."""
-    length = message.tensor.raw_bytes if isinstance(message, Step | Output) else 0
+    length = message.tensor.raw_bytes if isinstance(message, Step | Output | Prompts | Rows | Gradients) else 0
     return bytes(index % 251 for index in range(length))
 
 
