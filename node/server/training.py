@@ -117,11 +117,9 @@ class TrainingHandler:
             return
         try:
             await _ServerPass(entered, messages, self._trainer, self._hidden_size).run()
-        except ProtocolViolation as violation:
-            await self._say(messages, violation)
-            raise
         except SwarmnodeError as error:
-            _log.debug("a pass of %s ended: %s", messages.peer, error.message)
+            # Not raised again: that would drop the stream, and with it what is said here.
+            _log.info("a pass of %s ended: %s", messages.peer, error.message)
             await self._say(messages, error)
         finally:
             self._trainer.release(entered)

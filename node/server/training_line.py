@@ -124,7 +124,7 @@ class TrainingLine(Generic[Work]):
 
     def through(self, group: Work) -> None:
         """Nothing is left to do of a group, or nobody wants it any more."""
-        if self._current is not None and self._current[1] is group:
+        if self._current is not None and self._current[1] == group:
             self._current = None
 
     def quiet_in(self, now: float) -> float:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from swarmnode.errors import FamilyNotCertified, ProtocolViolation
 from swarmnode.models import cut
+from swarmnode.models.devices import Placement, settle
 from swarmnode.models.families import all_certificates, certificate
 from swarmnode.models.peak import Ledger
 from swarmnode.models.span import Span
@@ -161,6 +162,19 @@ def test_tensors_made_in_inference_mode_are_taken(span: Span) -> None:
     assert torch.equal(backward(span, rows, gradient, prompts).hidden, plain.hidden)
     with torch.inference_mode():
         assert torch.equal(backward(span, rows, gradient, prompts).hidden, plain.hidden)
+
+
+@pytest.mark.parametrize("offloaded", [(), (1, 2)])
+def test_blocks_that_were_put_somewhere_train_as_well(llama: TinyCheckpoint, offloaded: tuple[int, ...]) -> None:
+    arguments = noise(2, 5, WIDTH), noise(2, 5, WIDTH, seed=2), noise(4, 2, WIDTH, seed=3)
+    expected = backward(llama.span(0, 4), *arguments)
+    model = llama.part(cut.Part("span", 0, 4))
+    settle(model, Placement((torch.device("cpu"),) * 4, frozenset(offloaded)))
+    found = backward(Span(model), *arguments)
+    assert torch.equal(found.hidden, expected.hidden)
+    assert found.prompts is not None
+    assert expected.prompts is not None
+    assert torch.equal(found.prompts, expected.prompts)
 
 
 def test_nothing_stays_behind_a_pass_that_is_given_up(span: Span) -> None:
