@@ -6,7 +6,7 @@ of so many tokens takes is a plain sum (`capacity`), so that a budget can be kep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +51,18 @@ class TokenShape:
         return room(tokens, self.window) * self.token_bytes
 
 
+States = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of the same tokens, `[rows, heads, tokens, width]` each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Keys and values of a few consecutive tokens, copied out of a session.
 
     Attributes:
         tokens: how many.
-        layers: for each block's layer in the stock cache its keys and values, `[rows, heads, tokens, width]` each.
+        layers: for each block's layer in the stock cache its keys and values, `[rows, heads, tokens, width]` each; in a
+            sliding block only the last tokens, if it keeps no more.
     """
 
     tokens: int
@@ -88,12 +93,17 @@ def _most(window: int) -> int:
 
 
 class Slab:
-    """Keys and values of one block: `[rows, heads, room, width]`, filled from token `base` on."""
+    """Keys and values of one block: `[rows, heads, room, width]`, filled from token `base` on.
 
-    __slots__ = ("base", "keys", "room", "values", "window")
+    Attributes:
+        marks: tokens up to which what is appended is to be copied at once, and the copies.
+    """
 
-    def __init__(self, window: int | None) -> None:
+    __slots__ = ("base", "keys", "marks", "room", "values", "window")
+
+    def __init__(self, window: int | None, marks: dict[int, States | None] | None = None) -> None:
         self.window = window
+        self.marks = {} if marks is None else marks
         self.base = 0
         self.room = 0
         self.keys: torch.Tensor | None = None
@@ -118,22 +128,26 @@ class Slab:
         """The first token that a query at `position` sees."""
         return 0 if self.window is None else max(0, position - self.window + 1)
 
-    def copy(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def copy(self, start: int, end: int) -> States:
         """A copy of the keys and values of the tokens `start:end`, all of which are still here."""
         assert self.keys is not None
         assert self.values is not None
         kept = slice(start - self.base, end - self.base)
         return self.keys[:, :, kept].clone(), self.values[:, :, kept].clone()
 
-    def append(
-        self, keys: torch.Tensor, values: torch.Tensor, position: int, end: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(self, keys: torch.Tensor, values: torch.Tensor, position: int, end: int) -> States:
         """Write the rows of the tokens from `position` on; return what their queries see, `[rows, heads, seen, width]`.
 
         Args:
             keys, values: `[rows, heads, tokens, width]`.
             end: how many tokens the session will have after this pass: room is made for all of them at once.
         """
+        seen = self._append(keys, values, position, end)
+        if (after := position + keys.shape[2]) in self.marks:
+            self.marks[after] = self.copy(max(position, self.base), after)
+        return seen
+
+    def _append(self, keys: torch.Tensor, values: torch.Tensor, position: int, end: int) -> States:
         tokens = keys.shape[2]
         if end - self.base > self.room:
             if self.window is not None and position + tokens - self.base > _most(self.window):
@@ -146,7 +160,7 @@ class Slab:
         at = position - self.base
         self.keys.narrow(2, at, tokens).copy_(keys)
         self.values.narrow(2, at, tokens).copy_(values)
-        first = self.first(position) - self.base
+        first = max(0, self.first(position) - self.base)
         seen = at + tokens - first
         return self.keys.narrow(2, first, seen), self.values.narrow(2, first, seen)
 
@@ -167,7 +181,7 @@ class Slab:
             slab[:, :, : left.shape[2]] = left
         self.base = base
 
-    def _overflow(self, keys: torch.Tensor, values: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _overflow(self, keys: torch.Tensor, values: torch.Tensor, position: int) -> States:
         """As `append`, for more tokens than the slab will have room for: the last are kept, the others only seen."""
         assert self.window is not None
         whole = [keys, values]
@@ -228,16 +242,35 @@ class RaggedCache:
     def truncate(self, position: int) -> None:
         """Forget the tokens from `position` on. Ask `can_truncate` first."""
         if position == 0:
-            self._slabs = {layer: Slab(slab.window) for layer, slab in self._slabs.items()}
+            self._slabs = {layer: Slab(slab.window, slab.marks) for layer, slab in self._slabs.items()}
         self.position = min(position, self.position)
 
-    def holds(self, position: int) -> bool:
-        """Whether the tokens from `position` on are all here still, and none has left a window for good."""
-        return all(slab.base <= position for slab in self._slabs.values())
+    def mark(self, ends: Iterable[int]) -> None:
+        """Before a pass: tokens that it will reach and up to which `copy` will be asked for copies."""
+        for slab in self._slabs.values():
+            if slab.window is not None:  # all others keep everything
+                slab.marks = dict.fromkeys(ends)
+
+    def copy_bytes(self, start: int, end: int) -> int | None:
+        """Bytes of a copy of the tokens `start:end`; None if there can be none, for want of a mark."""
+        size_bytes = 0
+        for slab in self._slabs.values():
+            if slab.window is None:
+                size_bytes += self.rows * (end - start) * slab.token.token_bytes
+            elif (states := slab.marks.get(end)) is not None:
+                size_bytes += sum(each.nbytes for each in states)
+            else:
+                return None
+        return size_bytes
 
     def copy(self, start: int, end: int) -> Rows:
-        """A copy of the tokens `start:end`. Ask `holds` first."""
-        return Rows(end - start, {layer: slab.copy(start, end) for layer, slab in self._slabs.items()})
+        """A copy of the tokens `start:end`, which were one segment. Ask `copy_bytes` first."""
+        layers: dict[int, States] = {}
+        for layer, slab in self._slabs.items():
+            states = slab.marks[end] if slab.window is not None else slab.copy(start, end)
+            assert states is not None
+            layers[layer] = states
+        return Rows(end - start, layers)
 
     def put(self, rows: Rows, end: int) -> None:
         """Hold the next tokens as if they had been computed here.
@@ -246,7 +279,11 @@ class RaggedCache:
             end: how many tokens the session will have when all is put and computed that comes together.
         """
         for layer, (keys, values) in rows.layers.items():
-            self._slabs[layer].append(keys, values, self.position, end)
+            slab = self._slabs[layer]
+            first = self.position + rows.tokens - keys.shape[2]
+            if first > self.position:  # a sliding block of which nobody will see what was before
+                slab.base = first
+            slab.append(keys, values, first, end)
         self.position += rows.tokens
 
     def slab(self, layer: int) -> Slab:

@@ -97,6 +97,7 @@ class Prefixes:
         begun.found = self._index.find(chain.links, begun.links, suffices)
         if begun.found:
             begun.rest = _put(begun)
+        _mark(begun, self.block_tokens)
         return begun
 
     @torch.inference_mode()
@@ -117,6 +118,7 @@ class Prefixes:
                 if number == len(begun.links) or not self._keep(chain, begun, number, block):
                     break
         chain.add(begun.links)
+        _cache(begun).mark(())
         outs = [] if computed is None else [computed]
         for number, known in reversed([*enumerate(begun.found)]):
             if known.out is None or not self._wanted(begun, number):
@@ -128,17 +130,17 @@ class Prefixes:
 
     def _keep(self, chain: Chain, begun: Begun, number: int, computed: torch.Tensor) -> bool:
         """Keep a block of a piece, if there is room for it; `computed` is what came of it."""
-        cache = begun.piece.cache
-        assert isinstance(cache, RaggedCache)
+        cache = _cache(begun)
         start = begun.piece.position + number * self.block_tokens
-        if not cache.holds(start):
+        end = start + self.block_tokens
+        size_bytes = cache.copy_bytes(start, end)
+        if size_bytes is None:
             return False
         out = computed if self._wanted(begun, number) else None
-        size_bytes = cache.rows * self.block_tokens * sum(token.token_bytes for token in cache.tokens)
         size_bytes += 0 if out is None else out.nbytes
 
         def make() -> _Block:
-            return _Block(cache.copy(start, start + self.block_tokens), None if out is None else out.clone())
+            return _Block(cache.copy(start, end), None if out is None else out.clone())
 
         before = [*chain.links, *begun.links[:number]]
         try:
@@ -161,18 +163,29 @@ def _whole_blocks(piece: Piece, block_tokens: int) -> int:
 
 def _put(begun: Begun) -> Piece | None:
     """Have the piece's cache hold what was found; what is left of the piece then."""
-    piece = begun.piece
-    assert isinstance(piece.cache, RaggedCache)
+    piece, cache = begun.piece, _cache(begun)
     rows, tokens, _ = piece.hidden.shape
-    piece.cache.truncate(piece.position)
-    piece.cache.rows = rows
+    cache.truncate(piece.position)
+    cache.rows = rows
     for block in begun.found:
-        piece.cache.put(block.rows, piece.position + tokens)
-    position = piece.cache.position
+        cache.put(block.rows, piece.position + tokens)
+    position = cache.position
     if position == piece.position + tokens:
         return None
     hidden = piece.hidden[:, position - piece.position :]
     return replace(piece, hidden=hidden, position=position, segments=piece.steps[len(begun.found) :])
+
+
+def _mark(begun: Begun, block_tokens: int) -> None:
+    """Have the piece's cache copy what windows would drop of the blocks that are going to be computed."""
+    first, last = len(begun.found) + 1, len(begun.links)
+    ends = [begun.piece.position + number * block_tokens for number in range(first, last + 1)]
+    _cache(begun).mark(ends)
+
+
+def _cache(begun: Begun) -> RaggedCache:
+    assert isinstance(begun.piece.cache, RaggedCache)
+    return begun.piece.cache
 
 
 def _nothing(begun: Begun) -> torch.Tensor:

@@ -126,3 +126,50 @@ def test_going_back_beyond_the_end_changes_nothing(position: int) -> None:
     append(cache, 5)
     cache.truncate(position)
     assert cache.position == 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([None, 1, 5, WINDOW, 300]),
+    st.sampled_from([16, 100]),
+    st.integers(1, 6),
+    st.integers(0, 6),
+    st.integers(1, 60),
+)
+def test_copies_put_into_another_session_are_what_its_queries_see(
+    window: int | None, block: int, count: int, found: int, more: int
+) -> None:
+    """A session computes some blocks in one pass; another gets the first of them and computes the rest."""
+    windows = {0: window, 1: None}
+    one, other = RaggedCache(windows), RaggedCache(windows)
+    ends = [block * number for number in range(1, count + 1)]
+    found = min(found, count)
+    one.mark(ends)
+    for layer in windows:
+        for position in range(0, ends[-1], block):
+            one.slab(layer).append(*tokens(position, block), position, ends[-1])
+    one.position = ends[-1]
+    for position in range(0, block * found, block):
+        size_bytes = one.copy_bytes(position, position + block)
+        rows = one.copy(position, position + block)
+        assert size_bytes == sum(each.nbytes for states in rows.layers.values() for each in states)
+        other.put(rows, ends[-1])
+    assert other.position == block * found
+    other_end = block * found + more
+    for layer, sees in windows.items():
+        keys, values = other.slab(layer).append(*tokens(block * found, more), block * found, other_end)
+        first = 0 if sees is None else max(0, block * found - sees + 1)
+        assert keys[-1, -1, :, -1].tolist() == (-values[-1, -1, :, -1]).tolist() == list(range(first, other_end))
+    other.position = other_end
+    assert other.can_truncate(max(0, other_end - REWIND_TOKENS))
+    assert other.memory_bytes <= sum(
+        TokenShape(HEADS, KEY_WIDTH, VALUE_WIDTH, 4, sees).cache_bytes(max(ends[-1], other_end))
+        for sees in windows.values()
+    )
+
+
+def test_without_a_mark_a_sliding_block_gives_no_copy() -> None:
+    cache = RaggedCache({0: WINDOW, 1: None})
+    for layer in (0, 1):
+        cache.slab(layer).append(*tokens(0, 16), 0, 16)
+    assert cache.copy_bytes(0, 16) is None

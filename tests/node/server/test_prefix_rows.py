@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from support.pond import Pond, Server, Talk
+from swarmnode.models import slabs
+from swarmnode.models.slabs import LEAST_TOKENS
 from swarmnode.models.span import Piece, RaggedCache, Span
 from swarmnode.models.tiny import tiny_config
 from swarmnode.models.tiny_checkpoint import tiny_checkpoint
@@ -59,24 +61,19 @@ class Session:
 
 
 def held(cache: RaggedCache) -> list[torch.Tensor]:
-    """All keys and values that a session can still see."""
-    slabs = cache._slabs.values()
-    assert all(slab.keys is not None and slab.values is not None for slab in slabs)
-    return [
-        state[:, :, : cache.position - slab.base]
-        for slab in slabs
-        for state in (slab.keys, slab.values)
-        if state is not None
-    ]
+    """All keys and values that a session needs, on however short a way back."""
+    states: list[torch.Tensor] = []
+    for slab in cache._slabs.values():
+        first = 0 if slab.window is None else max(0, cache.position - slab.window + 1 - slabs.REWIND_TOKENS)
+        states += slab.copy(first, cache.position)
+    return states
 
 
 def same(one: Session, other: Session) -> bool:
-    """Whether two sessions hold the same, in as much memory."""
-    bases = [[slab.base for slab in session.cache._slabs.values()] for session in (one, other)]
+    """Whether two sessions hold the same, the first in no more memory."""
     return (
         one.cache.position == other.cache.position
-        and one.cache.memory_bytes == other.cache.memory_bytes
-        and bases[0] == bases[1]
+        and one.cache.memory_bytes <= other.cache.memory_bytes
         and all(map(torch.equal, held(one.cache), held(other.cache)))
     )
 
@@ -96,15 +93,21 @@ def test_what_is_found_has_the_bits_of_what_is_computed(spans: dict[torch.dtype,
     assert found == prefixes.statistics().saved_tokens == 4 * BLOCK
 
 
-def test_what_has_left_a_window_is_computed_again(spans: dict[torch.dtype, Span]) -> None:
+@pytest.mark.parametrize("least", [LEAST_TOKENS, 4])
+def test_what_has_left_a_window_is_known_as_well(
+    spans: dict[torch.dtype, Span], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With small slabs a sliding block keeps less than a block of tokens."""
+    monkeypatch.setattr(slabs, "LEAST_TOKENS", least)
+    monkeypatch.setattr(slabs, "REWIND_TOKENS", least)
     prefixes = Prefixes(BLOCK, lambda: ROOM)
     span, prompt = spans[torch.float32], hidden(8 * BLOCK, 1)
-    slides = any(slab.window is not None for slab in span.open_ragged_cache()._slabs.values())
-    for known in (0, 0 if slides else 8 * BLOCK):
+    for tokens, known in ((8 * BLOCK, 0), (8 * BLOCK, 8), (5 * BLOCK + 3, 5), (7 * BLOCK, 7)):
         session, alone = Session(span, prefixes), Session(span, None)
-        assert torch.equal(session.step(prompt), alone.step(prompt))
-        assert same(session, alone)
-        assert session.known_tokens == known
+        for states in (prompt[:, :tokens], hidden(1, 2), hidden(2 * BLOCK, 3)):
+            assert torch.equal(session.step(states), alone.step(states))
+            assert same(session, alone)
+        assert session.known_tokens == known * BLOCK
 
 
 def test_a_block_without_outputs_is_computed_for_who_wants_them(spans: dict[torch.dtype, Span]) -> None:
