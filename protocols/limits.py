@@ -37,6 +37,7 @@ SESSION_ID_BYTES = 16  # random, so that nobody can guess another's session
 MAX_BLOCKS = 1024  # eight times the deepest model in use
 MAX_CONTEXT_TOKENS = 2**24  # position + tokens never passes it
 MAX_STEP_TOKENS = 2**16
+MAX_SEGMENTS = 1024  # one for each token of the longest step that servers take today
 MAX_ROWS = 256
 MAX_HIDDEN_SIZE = 2**17
 MAX_CODEC_ID = 255

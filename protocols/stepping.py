@@ -32,6 +32,8 @@ class Step:
         keep: how many of the last tokens the last hop sends back; 0 for an acknowledgement without any.
         tensor: what the body is.
         trace: one entry for each hop passed so far.
+        segments: tokens of each part that attention sees at once, in order; none where the step is one. What came in
+            steps of these lengths has the same bits when it is sent again so.
     """
 
     type: ClassVar[str] = "step"
@@ -40,14 +42,17 @@ class Step:
     keep: int
     tensor: TensorHeader
     trace: tuple[HopTrace, ...] = ()
+    segments: tuple[int, ...] = ()
 
     def to_map(self) -> dict[str, object]:
+        segments = {"segments": list(self.segments)} if self.segments else {}
         return {
             "step": self.step,
             "position": self.position,
             "keep": self.keep,
             "tensor": self.tensor.to_map(),
             "trace": _trace_to_lists(self.trace),
+            **segments,
         }
 
     @staticmethod
@@ -59,6 +64,7 @@ class Step:
             keep=fields.integer("keep", tensor.tokens),
             tensor=tensor,
             trace=_read_trace(fields),
+            segments=_read_segments(fields, tensor.tokens),
         )
 
 
@@ -97,6 +103,18 @@ class Output:
             tensor=tensor,
             trace=_read_trace(fields),
         )
+
+
+def _read_segments(fields: Fields, tokens: int) -> tuple[int, ...]:
+    if not fields.has("segments"):
+        return ()
+    items = fields.items("segments", limits.MAX_SEGMENTS)
+    segments = tuple(item for item in items if type(item) is int and item >= 1)
+    if len(segments) != len(items):
+        raise fields.wrong("segments must hold integers of at least 1.")
+    if sum(segments) != tokens:
+        raise fields.wrong(f"segments has {sum(segments)} tokens, the step {tokens}.")
+    return segments
 
 
 def _trace_to_lists(trace: tuple[HopTrace, ...]) -> list[tuple[int, int, int, int]]:

@@ -220,7 +220,7 @@ class Client:
 
     def _send(self, tokens: int) -> None:
         self._under_way += 1
-        segments = segments_of(tokens, self._policy.segment_tokens)
+        segments = segments_of((tokens,), self._policy.segment_tokens)
         self._policy.add(
             Pending(self._session, self._peer, self._position, segments, Priority.OTHERS, self._clock.now, self)
         )

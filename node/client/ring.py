@@ -63,11 +63,12 @@ class Answer:
 class UnderWay:
     """A step that was sent and is not answered yet."""
 
-    __slots__ = ("answer", "answered", "keep", "sent", "shape")
+    __slots__ = ("answer", "answered", "keep", "segments", "sent", "shape")
 
-    def __init__(self, shape: tuple[int, int, int], keep: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], keep: int, segments: tuple[int, ...]) -> None:
         self.shape = shape
         self.keep = keep
+        self.segments = segments
         self.sent = time.perf_counter()
         self.answered = trio.Event()
         self.answer: Answer | None = None
@@ -132,8 +133,13 @@ class Ring:
         """Wait until all servers have been let go."""
         await self._closed.wait()
 
-    async def submit(self, tensor: TensorHeader, body: Buffer, *, position: int, keep: int) -> UnderWay:
+    async def submit(
+        self, tensor: TensorHeader, body: Buffer, *, position: int, keep: int, segments: tuple[int, ...] = ()
+    ) -> UnderWay:
         """Send a step into the ring, waiting while too many are under way.
+
+        Args:
+            segments: lengths of the steps in which its tokens came first, if they are sent again.
 
         Raises:
             SwarmnodeError: whatever ended the session.
@@ -144,9 +150,9 @@ class Ring:
         self._check()
         number = self._next_step
         self._next_step += 1
-        step = self._pending[number] = UnderWay(tensor.shape, keep)
+        step = self._pending[number] = UnderWay(tensor.shape, keep, segments)
         try:
-            await self._links[0].send(Step(number, position, keep, tensor), body)
+            await self._links[0].send(Step(number, position, keep, tensor, segments=segments), body)
         except PeerLost:
             await self._failed()
         except trio.Cancelled:
@@ -214,7 +220,7 @@ class Ring:
             raise self._violation(index, f"gave back a step for block {output.next_block}, where no hop begins")
         if output.tensor.shape != pending.shape:
             raise self._violation(index, f"made {list(output.tensor.shape)} of {list(pending.shape)}")
-        step = Step(output.step, output.position, pending.keep, output.tensor, output.trace)
+        step = Step(output.step, output.position, pending.keep, output.tensor, output.trace, pending.segments)
         self._links[next_index].send_soon(step, body)
 
     def _violation(self, index: int, what: str) -> ProtocolViolation:

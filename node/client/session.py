@@ -14,11 +14,12 @@ from swarmnode.errors import BadInput, PromptTooLong, ReplayNeeded
 from swarmnode.models.settings import Sampling
 from swarmnode.node.defaults import SESSION_PROMISE_TOKENS
 from swarmnode.node.routes import Route
-from swarmnode.protocols.limits import MAX_CONTEXT_TOKENS
+from swarmnode.protocols.limits import MAX_CONTEXT_TOKENS, MAX_SEGMENTS
 from swarmnode.protocols.messages import TensorHeader
 
 from .asker import Asker
 from .kept import Kept
+from .replay import cut, forget, packed
 from .ring import Answer, Ring
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Session:
         self.messages: list[Mapping[str, str]] = []
         self.unfed: list[int] = []
         self._kept = Kept()
+        self._segments: list[int] = []  # lengths of the steps in which they went
         self._position = 0
         # More than `position` after a cancelled call: servers may hold tokens that we have given up.
         self._furthest = 0
@@ -143,6 +145,7 @@ class Session:
                 hint=f"Give 0 to {self._position}.",
             )
         self._kept.truncate(position)
+        forget(self._segments, position)
         self._position = position
         self.unfed = []
 
@@ -215,29 +218,51 @@ class Session:
 
     async def _send_or_replay(self, start: int, end: int, keep: int, encoded: Encoded | None) -> list[Answer]:
         if start < self._furthest and not self._asker.truncatable:
-            start, encoded = 0, None
+            return await self._replay(end, keep)
+        steps = cut(end - start, self._ring.max_step_tokens)
         try:
-            return await self._send(start, end, keep, encoded)
+            answers = await self._send(start, [[step] for step in steps], keep, encoded)
         except ReplayNeeded:
             # A server's state cannot go back, or was given to others. We have all that went in.
             await self.aclose()
             self._ring = await self._asker.open_ring(max(end, self._tokens), self._public_tokens, self.route.adapter)
             self._furthest = 0
-            return await self._send(0, end, keep, None)
+            return await self._replay(end, keep)
+        self._segments += steps
+        return answers
 
-    async def _send(self, start: int, end: int, keep: int, encoded: Encoded | None) -> list[Answer]:
-        """Send the kept tokens `start:end` in chunks that follow each other round the ring."""
+    async def _replay(self, end: int, keep: int) -> list[Answer]:
+        """Send all that is kept from position 0, in the steps in which it went, packed into few messages."""
+        most = self._ring.max_step_tokens
+        added = cut(end - sum(self._segments), most)
+        messages = packed([*self._segments, *added], most, MAX_SEGMENTS)
+        answers = await self._send(0, messages, keep, None)
+        self._segments = [step for message in messages for step in message]
+        return answers
+
+    async def _send(
+        self, start: int, messages: Sequence[Sequence[int]], keep: int, encoded: Encoded | None
+    ) -> list[Answer]:
+        """Send kept tokens from `start` on in messages that follow each other round the ring.
+
+        Args:
+            messages: the lengths of the steps that each of them carries.
+        """
         ring = self._ring
+        end = start + sum(map(sum, messages))
         self._furthest = max(end, self._furthest if start else 0)
-        steps = []
-        for begin in range(start, end, ring.max_step_tokens):
-            stop = min(begin + ring.max_step_tokens, end)
+        under_way = []
+        stop = start
+        for steps in messages:
+            begin, stop = stop, stop + sum(steps)
             if encoded is None or stop - begin < end - start:
                 encoded = await self._asker.torch_thread.run(self._encode, begin, stop, urgent=True)
             tensor, body = encoded
             kept = min(max(0, stop - (end - keep)), stop - begin)
-            steps.append((await ring.submit(tensor, body, position=begin, keep=kept), kept))
-        answers = [(await ring.answer(step), kept) for step, kept in steps]
+            segments = tuple(steps) if len(steps) > 1 else ()
+            step = await ring.submit(tensor, body, position=begin, keep=kept, segments=segments)
+            under_way.append((step, kept))
+        answers = [(await ring.answer(step), kept) for step, kept in under_way]
         return [answer for answer, kept in answers if kept]
 
     def _encode(self, start: int, end: int) -> Encoded:

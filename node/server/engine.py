@@ -253,7 +253,7 @@ class Engine:
                 session=session,
                 peer=each.use.peer,
                 position=step.position,
-                segments=segments_of(step.tensor.tokens, self._segment_tokens),
+                segments=segments_of(step.segments or (step.tensor.tokens,), self._segment_tokens),
                 priority=each.use.priority,
                 arrived=trio.current_time(),
                 work=job,

@@ -18,7 +18,7 @@ starves the next; within a lane turns see to it that no peer starves another; an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
 from heapq import heapify, heappop, heappush
@@ -126,17 +126,20 @@ class Chunk(Generic[Work]):
         return self.position + self.tokens
 
 
-def segments_of(tokens: int, segment_tokens: int | None) -> tuple[int, ...]:
-    """A step's tokens cut into attention segments, by its length alone.
+def segments_of(steps: Iterable[int], segment_tokens: int | None) -> tuple[int, ...]:
+    """Attention segments of tokens that came in steps of these lengths, each cut by its length alone.
 
     Args:
-        tokens: of the step, at least 1.
-        segment_tokens: most of one segment; None leaves the step whole, as its sender cut it.
+        steps: of at least 1 token each; several when a session is sent again.
+        segment_tokens: most of one segment; None leaves the steps whole, as their sender cut them.
     """
-    if segment_tokens is None or tokens <= segment_tokens:
-        return (tokens,)
-    whole, rest = divmod(tokens, segment_tokens)
-    return (segment_tokens,) * whole + ((rest,) if rest else ())
+    if segment_tokens is None:
+        return tuple(steps)
+    segments: list[int] = []
+    for tokens in steps:
+        whole, rest = divmod(tokens, segment_tokens)
+        segments += [segment_tokens] * whole + ([rest] if rest else [])
+    return tuple(segments)
 
 
 @dataclass(slots=True, eq=False)

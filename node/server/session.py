@@ -222,7 +222,7 @@ class ServerSession:
             position = step.position + step.tensor.tokens - step.keep
             self._answer(Output(step.step, position, asked.end, computed.tensor, trace), computed.body)
             return
-        forward = Step(step.step, step.position, step.keep, computed.tensor, trace)
+        forward = Step(step.step, step.position, step.keep, computed.tensor, trace, step.segments)
         if not self._link.pass_on(forward, computed.body):
             self._answer(_for_client(forward, asked.end), computed.body)
 

@@ -167,6 +167,15 @@ def test_an_open_that_breaks_a_rule(changes: dict[str, object], reason: str) -> 
         ({"trace": [[0, 1, 0, 1.5]]}, "out of bounds"),
         ({"trace": [[1, 1, 0, 0]]}, "span 1:1, which is none"),
         ({"trace": [[1, 1025, 0, 0]]}, "span 1:1025, which is none"),
+        ({"segments": 2}, "segments must be a list"),
+        ({"segments": []}, "segments has 0 tokens, the step 2"),
+        ({"segments": [1]}, "segments has 1 tokens, the step 2"),
+        ({"segments": [1, 1, 1]}, "segments has 3 tokens, the step 2"),
+        ({"segments": [2, 0]}, "segments must hold integers of at least 1"),
+        ({"segments": [3, -1]}, "segments must hold integers of at least 1"),
+        ({"segments": [1, True]}, "segments must hold integers of at least 1"),
+        ({"segments": [1, 1.0]}, "segments must hold integers of at least 1"),
+        ({"segments": [1] * 1025}, "not msgpack within the limits"),
     ],
 )
 def test_a_step_that_breaks_a_rule(changes: dict[str, object], reason: str) -> None:

@@ -221,6 +221,7 @@ SESSION_EXAMPLES = (
     SessionExample("attached", Attached()),
     SessionExample("step", Step(3, 40, 1, STEP_TENSOR, TRACE), STEP_BODY),
     SessionExample("output", Output(3, 41, 30, OUTPUT_TENSOR, FULL_TRACE), OUTPUT_BODY),
+    SessionExample("step_segments", Step(3, 40, 1, STEP_TENSOR, TRACE, (1, 1)), STEP_BODY),
     SessionExample("step_h8", Step(3, 40, 1, CODED_TENSOR, TRACE), CODED_BODY),
     SessionExample("output_undelivered", Output(3, 40, 10, STEP_TENSOR, TRACE), STEP_BODY),
     SessionExample("output_acknowledgement", Output(2, 40, 30, TensorHeader("float32", (1, 0, 4)), FULL_TRACE)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from itertools import pairwise
 
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
@@ -160,6 +161,13 @@ def opens(draw: st.DrawFn) -> Open:
     )
 
 
+def segments(tokens: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """How a step of so many tokens may be parted: anyhow, or not at all."""
+    cuts = st.sets(st.integers(1, max(1, tokens - 1)), max_size=min(tokens, limits.MAX_SEGMENTS) - 1)
+    parted = cuts.map(lambda found: tuple(b - a for a, b in pairwise([0, *sorted(found), tokens])))
+    return st.just(()) | parted
+
+
 @st.composite
 def steps(draw: st.DrawFn) -> Step:
     tensor = draw(tensors(1))
@@ -169,6 +177,7 @@ def steps(draw: st.DrawFn) -> Step:
         keep=draw(st.integers(0, tensor.tokens)),
         tensor=tensor,
         trace=draw(traces()),
+        segments=draw(segments(tensor.tokens)),
     )
 
 

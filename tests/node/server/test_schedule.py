@@ -200,7 +200,7 @@ def test_steps_that_waited_too_long_are_told() -> None:
 
 @given(st.integers(1, 5000), st.none() | st.integers(1, 600))
 def test_segments_are_a_matter_of_length_alone(tokens: int, segment_tokens: int | None) -> None:
-    segments = segments_of(tokens, segment_tokens)
+    segments = segments_of((tokens,), segment_tokens)
     assert sum(segments) == tokens
     assert len(set(segments[:-1])) <= 1
     assert max(segments) <= (segment_tokens or tokens)
