@@ -143,7 +143,11 @@ def open_adapter_tensors(
 
 def _find_files(where: str, progress: Progress | None) -> ModelFiles:
     path = Path(where).expanduser()
-    if where and path.is_dir():
+    try:
+        is_folder = bool(where) and path.is_dir()
+    except OSError:  # no name that a folder can have
+        is_folder = False
+    if is_folder:
         return FolderFiles(path.resolve(), path.resolve().name)
     if not HUB_ID.fullmatch(where):
         raise ModelNotFound(

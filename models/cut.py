@@ -193,7 +193,7 @@ class _Names:
 
     def find_module(self, path: str) -> tuple[str, int | None, nn.Module] | None:
         name = self._enter(f"{path}.weight")
-        if name not in self._state:
+        if name not in self._state or not name.endswith(".weight"):
             return None
         path, block = name.removesuffix(".weight"), None
         if path.startswith(f"{self._layout.blocks}."):

@@ -42,6 +42,7 @@ class SessionHandler:
 
     Args:
         preferred: peers whose steps go before those of others, behind our own.
+        adapters: those that sessions may choose.
 
     Attributes:
         state: only an online server takes sessions.

@@ -17,8 +17,10 @@ from transformers import DynamicCache
 from support.tiny_adapter import peft_model, save_adapter
 from swarmnode.models.adapters import open_adapter
 from swarmnode.models.checkpoint import Checkpoint
+from swarmnode.models.devices import Placement
 from swarmnode.models.ends import Ends
 from swarmnode.models.mix import Mix, Share, running
+from swarmnode.models.quantised import QuantisedLinear, Scheme
 from swarmnode.models.source import FolderFiles
 from swarmnode.models.span import Piece, Span
 from swarmnode.models.tiny import VOCABULARY, tiny_config
@@ -226,3 +228,46 @@ def test_gradients_pass_through_adapted_layers_and_stop_there(
     added = gradient[0, 1:3] - gradient[0, 0]
     assert torch.allclose(added, layer.scaling[key] * weight.sum(0).expand(2, -1), atol=1e-4)
     assert torch.equal(gradient[0, 0], gradient[0, 3])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_adapters_stand_on_quantised_layers_too(
+    scheme: Scheme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tiny_checkpoint(tiny_config("llama")) as tiny:
+        folder = save_adapter(tiny.whole, tmp_path / "poet", FAMILIES["llama"], r=4)
+        adapter, checkpoint = open_adapter("poet", str(folder), tiny.config), opened(tiny)
+        span = checkpoint.load_span(0, 4, quant=scheme, dtype=torch.float32, adapters=[adapter])
+        plain = checkpoint.load_span(0, 4, quant=scheme, dtype=torch.float32)
+    hidden = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(1))
+    expected = plain.step(plain.open_session(), hidden, 0)
+    assert torch.equal(span.step(span.open_session(), hidden, 0), expected)
+    # PEFT's sum, in the weights themselves: what the adapter adds is the same on whatever it stands.
+    layers = [module for module in plain.model.modules() if isinstance(module, QuantisedLinear)]
+    assert layers
+    merged = span.step(span.open_session(adapter.key), hidden, 0)
+    for name, module in span.model.named_modules():
+        if adapter.key in getattr(module, "lora_A", ()):
+            added = module.lora_B[adapter.key].weight @ module.lora_A[adapter.key].weight * module.scaling[adapter.key]
+            linear = torch.nn.Linear(module.in_features, module.out_features, bias=False)
+            linear.weight = torch.nn.Parameter(module.base_layer.weight + added, requires_grad=False)
+            plain.model.set_submodule(name, linear)
+    with torch.inference_mode():
+        gap = (plain.step(plain.open_session(), hidden, 0) - merged).abs().max()
+    assert gap <= 10 * TOLERANCE * merged.abs().max() < 0.01 * (merged - expected).abs().max()
+
+
+def test_adapters_go_where_their_blocks_go(tmp_path: Path) -> None:
+    with tiny_checkpoint(tiny_config("llama")) as tiny:
+        folder = save_adapter(tiny.whole, tmp_path / "poet", FAMILIES["llama"], r=4)
+        adapter, checkpoint = open_adapter("poet", str(folder), tiny.config), opened(tiny)
+        plain, here = checkpoint.load_span(0, 4), checkpoint.load_span(0, 4, adapters=[adapter])
+        brought = checkpoint.load_span(
+            0, 4, adapters=[adapter], device=Placement((torch.device("cpu"),) * 4, frozenset({1, 2}))
+        )
+    hidden = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(1))
+    for key in (None, adapter.key):
+        expected = here.step(here.open_session(key), hidden, 0)
+        assert torch.equal(brought.step(brought.open_session(key), hidden, 0), expected)
+    assert here.weight_bytes - plain.weight_bytes == sum(adapter.block_bytes(4, torch.float32))

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from support.hub_server import COMMIT, Hub, serve_hub
+from support.tiny_adapter import save_adapter
 from support.tiny_llama import save_tiny_llama
+from swarmnode.models.tiny import tiny_config
+from swarmnode.models.tiny_checkpoint import tiny_checkpoint
 
 BIG = bytes(range(256)) * 400
 REPO = "org/model"
@@ -253,3 +256,28 @@ def test_only_the_shards_of_the_span_are_downloaded(hub: Hub, home: Path, tmp_pa
         expected = {"config.json", "model.safetensors.index.json", *shards}
     assert hub.fetched(REPO) == expected
     assert run(LOAD, hub, home, HF_HUB_OFFLINE="1") == told
+
+
+OPEN_ADAPTER = """
+import json, sys
+from swarmnode.errors import SwarmnodeError
+from swarmnode.models.adapters import open_adapter
+from swarmnode.models.tiny import tiny_config
+try:
+    told = {"digest": open_adapter("poet", sys.argv[1], tiny_config("llama")).digest.hex()}
+except SwarmnodeError as error:
+    told = {"code": error.code, "message": error.message}
+print(json.dumps(told))
+"""
+
+
+def test_an_adapter_comes_from_the_hub_too_and_is_there_without_it(hub: Hub, home: Path, tmp_path: Path) -> None:
+    with tiny_checkpoint(tiny_config("llama")) as tiny:
+        folder = save_adapter(tiny.whole, tmp_path / "poet", ["q_proj"])
+    hub.files["org/poet"] = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".md"}
+    local = run(OPEN_ADAPTER, hub, home, str(folder))
+    assert local["digest"]
+    assert run(OPEN_ADAPTER, hub, home, "org/poet") == local
+    assert hub.fetched("org/poet") == {"adapter_config.json", "adapter_model.safetensors"}
+    assert run(OPEN_ADAPTER, hub, home, "org/poet", HF_HUB_OFFLINE="1") == local
+    assert run(OPEN_ADAPTER, hub, home, "org/none")["code"] == "model-not-found"
