@@ -110,7 +110,8 @@ class Prefixes:
         Returns:
             What came of the piece's last tokens: of all that are wanted, and maybe of some before them.
         """
-        if computed is not None and not begun.links:
+        if not begun.links:
+            assert computed is not None
             return computed
         self.fit()
         if computed is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +24,21 @@ from swarmnode.protocols.messages import Message, Open, Opened, Output, Step
 from swarmnode.protocols.records import ModelId
 
 ANSWER_SECONDS = 30
+
+
+@asynccontextmanager
+async def held(thread: TorchThread) -> AsyncIterator[trio.Event]:
+    """The torch thread does nothing else until the event is set."""
+    token, begun, gate = trio.lowlevel.current_trio_token(), trio.Event(), trio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await gate.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(thread.run, lambda: trio.from_thread.run(wait, trio_token=token))
+        await begun.wait()
+        yield gate
 
 
 class Server:
@@ -142,8 +159,11 @@ class Pond:
         cache = span.open_session()
         return [span.run([Piece(cache, hidden, cache.position)], deterministic=True)[0] for hidden in steps]
 
-    def run_cut(self, start: int, end: int, block_tokens: int, states: torch.Tensor) -> torch.Tensor:
-        """What a new session's first step comes to where its attention is cut into blocks of so many tokens."""
+    def run_cut(self, start: int, end: int, block_tokens: int, *steps: torch.Tensor) -> list[torch.Tensor]:
+        """As `run_deterministically`, with attention cut into blocks of so many tokens."""
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
-        piece = Piece(span.open_session(), states, 0, cut(0, [states.shape[1]], block_tokens))
-        return span.run([piece], deterministic=True)[0]
+        cache, outs = span.open_session(), []
+        for hidden in steps:
+            segments = cut(cache.position, [hidden.shape[1]], block_tokens)
+            outs += span.run([Piece(cache, hidden, cache.position, segments)], deterministic=True)
+        return outs

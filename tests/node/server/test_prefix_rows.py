@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from trio.testing import wait_all_tasks_blocked
 
-from support.pond import Pond, Server, Talk
+from support.pond import Pond, Server, Talk, held
 from swarmnode.models import slabs
 from swarmnode.models.slabs import LEAST_TOKENS
 from swarmnode.models.span import Piece, RaggedCache, Span
@@ -60,7 +61,7 @@ class Session:
         return whole[:, whole.shape[1] - (tokens - first_wanted) :]
 
 
-def held(cache: RaggedCache) -> list[torch.Tensor]:
+def needed(cache: RaggedCache) -> list[torch.Tensor]:
     """All keys and values that a session needs, on however short a way back."""
     states: list[torch.Tensor] = []
     for slab in cache._slabs.values():
@@ -74,7 +75,7 @@ def same(one: Session, other: Session) -> bool:
     return (
         one.cache.position == other.cache.position
         and one.cache.memory_bytes <= other.cache.memory_bytes
-        and all(map(torch.equal, held(one.cache), held(other.cache)))
+        and all(map(torch.equal, needed(one.cache), needed(other.cache)))
     )
 
 
@@ -218,4 +219,25 @@ async def test_what_sessions_need_is_not_kept_for_others(pond: Pond) -> None:
     await server.idle()
     # What was kept of the first one lost its end; its client computes that, and nothing wrong comes of it.
     again = await asked(pond, server, 3, pond.hidden(4 * BLOCK), network=network)
-    assert torch.equal((await again.output())[1], pond.run_cut(0, 4, BLOCK, pond.hidden(4 * BLOCK)))
+    assert torch.equal((await again.output())[1], *pond.run_cut(0, 4, BLOCK, pond.hidden(4 * BLOCK)))
+
+
+async def test_who_shares_the_pass_changes_nothing(pond: Pond) -> None:
+    """Prompts that wait together: one known as a whole, one in part, one not at all; then a token of each."""
+    server, network = await measured(pond, cache_tokens=10_000, deterministic=True), pond.network()
+    begins, token = pond.hidden(3 * BLOCK), pond.hidden(1, seed=3)
+    await (await asked(pond, server, 9, begins, network=network)).output()
+    prompts = [begins, torch.cat([begins[:, : 2 * BLOCK], pond.hidden(50, seed=1)], dim=1), pond.hidden(70, seed=2)]
+    talks = [
+        await pond.opened(network, server, pond.open_message(0, 4, session=bytes([number]) * 16)) for number in range(3)
+    ]
+    async with held(pond.torch_thread) as gate:
+        for talk, prompt in zip(talks, prompts, strict=True):
+            await talk.step(0, prompt, 0)
+            await talk.step(1, token, prompt.shape[1])
+        await wait_all_tasks_blocked()
+        gate.set()
+    for talk, prompt in zip(talks, prompts, strict=True):
+        for out in pond.run_cut(0, 4, BLOCK, prompt, token):
+            assert torch.equal((await talk.output())[1], out)
+    assert server.engine.prefix_statistics().hits == 5

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,11 +11,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from support.pond import Pond
+from support.pond import Pond, held
 from swarmnode.errors import PeerLost
 from swarmnode.node.defaults import BATCH_TOKENS, EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS
 from swarmnode.node.tensors import tensor_to_bytes
-from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.messages import (
     Attach,
     Attached,
@@ -32,21 +30,6 @@ from swarmnode.protocols.messages import (
 )
 from swarmnode.protocols.records import ModelId
 from swarmnode.protocols.tensors import CODEC_H8, CODEC_LOSSLESS, CODEC_RAW
-
-
-@asynccontextmanager
-async def held(thread: TorchThread) -> AsyncIterator[trio.Event]:
-    """The torch thread does nothing else until the event is set."""
-    token, begun, gate = trio.lowlevel.current_trio_token(), trio.Event(), trio.Event()
-
-    async def wait() -> None:
-        begun.set()
-        await gate.wait()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(thread.run, lambda: trio.from_thread.run(wait, trio_token=token))
-        await begun.wait()
-        yield gate
 
 
 async def test_steps_give_what_the_blocks_give(pond: Pond) -> None:
