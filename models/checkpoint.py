@@ -27,7 +27,7 @@ from swarmnode.errors import BadInput, BadRange, CheckpointBroken, FamilyNotCert
 
 from .adapters import Adapter, open_adapter_tensors
 from .bundled import BUNDLED_NAME, bundled_gguf
-from .cut import Part, build_part, hidden_size, num_blocks, part_tensor_names, text_config
+from .cut import Part, build_part, hidden_size, num_blocks, part_tensor_names, quiet_transformers, text_config
 from .devices import Placement, settle
 from .ends import Ends
 from .families import require_certified
@@ -36,6 +36,7 @@ from .index import WeightsIndex, read_index
 from .progress import Progress
 from .quantised import Scheme
 from .quantising import BlockFiles, fill_blocks
+from .ready_made import method_of, quantizer_faults_named, require_loadable, without_quantisation
 from .source import HUB_ID, FolderFiles, ModelFiles, read_json
 from .span import Span
 from .weights import open_tensors
@@ -84,6 +85,7 @@ class Checkpoint:
         hidden_size: width of the hidden state between blocks.
         context_tokens: how many tokens it was made for.
         dtype: the type its weights are stored in.
+        quantisation: in what they come, when they come quantised; None else.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -93,7 +95,7 @@ class Checkpoint:
         raw = read_json(config_path)
         self.config = _read_config(config_path, raw)
         require_certified(self.config)
-        _refuse_quantised(files, raw)
+        self.quantisation = method_of(self.config)
         self.family: str = self.config.model_type
         self.num_blocks = num_blocks(self.config)
         self.hidden_size = hidden_size(self.config)
@@ -125,7 +127,7 @@ class Checkpoint:
             progress: told bytes downloaded and loaded.
 
         Raises:
-            BadInput: these blocks have nothing to quantise.
+            BadInput: these blocks have nothing to quantise, or come quantised in a way that cannot be loaded here.
             BadRange: the model does not have these blocks.
             BadInput: its family does what cannot be done on several devices.
             CheckpointBroken: a file is damaged or incomplete.
@@ -137,6 +139,12 @@ class Checkpoint:
                 f"Blocks {start}:{end} are not in {self.name}, which has blocks 0:{self.num_blocks}.",
                 hint=f"Choose a range inside 0:{self.num_blocks}; the end is not included.",
                 span=(start, end),
+            )
+        with quiet_transformers():
+            require_loadable(self.config, self.name)
+        if quant is not None and self.quantisation is not None:
+            raise BadInput(
+                f"The weights of {self.name} are quantised already ({self.quantisation}).", hint="Leave --quant out."
             )
         placement = device if isinstance(device, Placement) else Placement.whole(device, end - start)
         dtype = dtype or (self.dtype if quant is None else QUANTISED_DTYPE)
@@ -165,7 +173,14 @@ class Checkpoint:
         progress: Progress | None = None,
     ) -> Ends:
         """Everything that is not a block. Arguments and errors as for `load_span`."""
-        return Ends(self._load(Part("ends"), "the model's ends", dtype, device, progress))
+        part, what = Part("ends"), "the model's ends"
+        plain = without_quantisation(self.config)
+        names = [part_tensor_names(config, part, self._index.file_of) for config in (plain, self.config)]
+        # Most often only blocks are quantised, so that who asks needs nothing to load them with.
+        config = plain if names[0] == names[1] else self.config
+        with quiet_transformers():
+            require_loadable(config, self.name)
+        return Ends(self._load(part, what, dtype, device, progress, config=config))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, without running code from the model. Raises CheckpointBroken."""
@@ -211,13 +226,20 @@ class Checkpoint:
         dtype: torch.dtype | None,
         device: torch.device | str,
         progress: Progress | None,
+        *,
+        config: PretrainedConfig | None = None,
     ) -> PreTrainedModel:
-        names = part_tensor_names(self.config, part, self._index.file_of)
+        config = config or self.config
+        names = part_tensor_names(config, part, self._index.file_of)
         wanted = self._index.files_of(names)
         paths = self._files.fetch_all(list(wanted))
         sources = dict(zip(paths, wanted.values(), strict=True))
-        with self._room_for(what, device), open_tensors(sources, what, progress) as (tensors, _):
-            return build_part(self.config, part, tensors, dtype=dtype or self.dtype, device=torch.device(device))
+        with (
+            self._room_for(what, device),
+            open_tensors(sources, what, progress) as (tensors, _),
+            quantizer_faults_named(config, self.name),
+        ):
+            return build_part(config, part, tensors, dtype=dtype or self.dtype, device=torch.device(device))
 
     @contextmanager
     def _room_for(self, what: str, device: torch.device | str | Placement) -> Iterator[None]:
@@ -334,16 +356,6 @@ def _read_config(path: Path, raw: dict[str, object]) -> PretrainedConfig:
             f"{path} is no valid config of family {family!r}: {_first_line(error)}.",
             hint="The file is damaged or of a newer transformers: download the model again.",
         ) from error
-
-
-def _refuse_quantised(files: ModelFiles, raw: dict[str, object]) -> None:
-    settings = raw.get("quantization_config")
-    if settings:
-        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else "unknown"
-        raise BadInput(
-            f"The weights of {files.name} are quantised ({method}), which cannot be loaded in parts yet.",
-            hint="Use the model's original weights, in bfloat16, float16 or float32.",
-        )
 
 
 def _context_tokens(config: PretrainedConfig) -> int:

@@ -36,6 +36,7 @@ from swarmnode.errors import BadRange, CheckpointBroken
 from .layout import Layout, ancestors, causal_class, find_layout, hidden_size, num_blocks, step_arguments, text_config
 from .quantised import QuantisedLinear, Scheme, quantisable
 from .quirks import quirks_of
+from .ready_made import method_of
 from .stand_ins import Absent, Gate
 
 __all__ = [
@@ -146,8 +147,10 @@ def part_tensor_names(config: PretrainedConfig, part: Part, names: Iterable[str]
     """Those of a checkpoint's tensor names that the part needs, in the given order."""
     require_range(config, part)
     whole = _names_of(config)
-    held = whole.held(part)
     entering = whole.enter(names)
+    if method_of(config) is not None:
+        return [name for name in names if whole.is_inside(part, entering[name])]
+    held = whole.held(part)
     return [name for name in names if entering[name] in held]
 
 
@@ -200,12 +203,21 @@ class _Names:
             block = int(path.removeprefix(f"{self._layout.blocks}.").partition(".")[0])
         return path, block, self._model.get_submodule(path)
 
-    def held(self, part: Part) -> frozenset[str]:
-        """Names in the whole model of what the part holds."""
+    def is_inside(self, part: Part, name: str) -> bool:
+        """Whether a name, which the whole model need not know, belongs to a module that the part holds."""
+        return name.startswith(tuple(f"{child}." for child, _ in self._model.named_children())) and not name.startswith(
+            self._outside(part)
+        )
+
+    def _outside(self, part: Part) -> tuple[str, ...]:
         blocks = self._layout.blocks
         count = len(cast(nn.ModuleList, self._model.get_submodule(blocks)))
         elsewhere = [f"{blocks}.{index}." for index in range(count) if not holds(part, index)]
-        outside = (*elsewhere, *(f"{path}." for path in dispensable(self._model, self._layout, part)))
+        return (*elsewhere, *(f"{path}." for path in dispensable(self._model, self._layout, part)))
+
+    def held(self, part: Part) -> frozenset[str]:
+        """Names in the whole model of what the part holds."""
+        outside = self._outside(part)
         brought = {f"{path}.weight" for path in to_quantise(self._model, self._layout, part)}
         return frozenset(name for name in self._state if not name.startswith(outside) and name not in brought)
 

@@ -107,6 +107,10 @@ class LazyTensor:
         self._source = source
         reading.expect(source.size)
 
+    def get_dtype(self) -> str:
+        """Its stored type by safetensors' name, which transformers' quantizers ask for."""
+        return next(name for name, dtype in DTYPES.items() if dtype is self._source.dtype)
+
     def __getitem__(self, _: object) -> LazyTensor:
         """All of it; nothing is read yet."""
         return self

@@ -12,6 +12,7 @@ BENCHES = {
     "codec": "values per second and damage of each scheme, beside hivemind's 8 bits and plain 8-bit floats",
     "discovery": "look-up time and messages at 10, 50, 150 nodes in one process",
     "engine": "one server and many sessions: tokens per second together, waiting beside a long prompt, memory",
+    "quant": "exact and quantised weights: tokens per second, memory, time to load, perplexity",
     "nat": "who reaches whom behind which NATs, how, and how fast",
     "schedule": "time to first token and between tokens under each policy of a server, simulated",
     "transport": "bulk, ping-pong, connecting: ours beside py-libp2p's own, go-libp2p, quinn and raw TCP",
