@@ -239,7 +239,6 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         ({"model_type": "bert"}, FamilyNotCertified, "'bert'"),
         ({"model_type": "no_such_family"}, FamilyNotCertified, "'no_such_family' is not known"),
         ({"model_type": None}, CheckpointBroken, "names no model_type"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, BadInput, r"quantised \(gptq\)"),
         ({"hidden_size": "wide"}, CheckpointBroken, "config.json is no valid config of family 'llama'"),
     ],
 )
