@@ -20,10 +20,13 @@ __all__ = [
     "FIRST_FRAME_SECONDS",
     "HOP_NANOSECONDS",
     "JOIN_SECONDS",
+    "LATE_SECONDS",
     "LOOK_AGAIN_SECONDS",
     "MAX_IN_FLIGHT_STEPS",
     "MAX_OPEN_TRIES",
+    "MAX_PLACES",
     "MAX_PREFIX_BLOCKS",
+    "MAX_REPLAY_TRIES",
     "MAX_RETRY_AFTER_SECONDS",
     "MAX_SESSIONS",
     "MAX_SESSIONS_PER_PEER",
@@ -126,6 +129,9 @@ MIN_RETRY_AFTER_SECONDS: Final = 1.0
 MAX_OPEN_TRIES: Final = 4
 """Routes tried for one session before its client gives up."""
 
+MAX_REPLAY_TRIES: Final = 8
+"""How often a session whose cache was given to others is opened again for one step, waiting as servers say."""
+
 OUTBOX_FRAMES: Final = 64
 """Frames that may wait to be written to one stream: in-flight steps, pings and a little more."""
 
@@ -158,6 +164,12 @@ MAX_WAITING_TOKENS_PER_PEER: Final = MAX_WAITING_TOKENS // 4
 EVICTABLE_SECONDS: Final = 5.0
 """A session without a step for so long counts as idle: its cache goes first when others need it. A step's way through
 a ring takes far less, a person's next question far more."""
+
+LATE_SECONDS: Final = 5.0
+"""Who was told to come again and is later than this has lost its place in line."""
+
+MAX_PLACES: Final = MAX_SESSIONS
+"""Peers that may stand in line for one server. Further ones are told a time, too, but have no place."""
 
 CACHE_PATIENCE_SECONDS: Final = 10.0
 """How long a step waits for cache before sessions that are not idle give way, or its own."""

@@ -65,10 +65,12 @@ class OwnProcess:
             await self._changed.wait()
         return self._happened[event]
 
-    async def listen(self, on_event: Callable[[OwnProcess, Json], None]) -> None:
+    async def listen(
+        self, on_event: Callable[[OwnProcess, Json], None], on_log: Callable[[OwnProcess, str], None] | None = None
+    ) -> None:
         """Read what the process says until it ends."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_log)
+            nursery.start_soon(self._read_log, on_log)
             async for line in _lines(self._waiting.stdout):
                 with suppress(ValueError):
                     event = json.loads(line)
@@ -81,6 +83,10 @@ class OwnProcess:
     def ask_to_leave(self) -> None:
         """SIGTERM."""
         self._waiting.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut; `end` is still to come."""
+        self._waiting.signal(signal.SIGKILL)
 
     def end(self) -> None:
         """SIGKILL to it and to all that it started; then it is no more."""
@@ -103,19 +109,29 @@ class OwnProcess:
             f"{self.name} ended unexpectedly: {last.strip()}", hint="Run again with --debug to see more."
         )
 
-    async def _read_log(self) -> None:
+    async def _read_log(self, on_log: Callable[[OwnProcess, str], None] | None) -> None:
         async for line in _lines(self._waiting.stderr):
-            self._log.append(line.decode(errors="replace"))
+            text = line.decode(errors="replace")
+            self._log.append(text)
+            if on_log is not None:
+                on_log(self, text)
 
 
 @asynccontextmanager
 async def listening_to(
-    processes: Sequence[OwnProcess], on_event: Callable[[OwnProcess, Json], None]
+    processes: Sequence[OwnProcess],
+    on_event: Callable[[OwnProcess, Json], None],
+    on_log: Callable[[OwnProcess, str], None] | None = None,
 ) -> AsyncIterator[None]:
-    """Hear the processes while inside; on leaving, none of them is left. `on_event` gets every event of each."""
+    """Hear the processes while inside; on leaving, none of them is left.
+
+    Args:
+        on_event: given every event of each.
+        on_log: given every line that each says on standard error.
+    """
     async with trio.open_nursery() as nursery:
         for process in processes:
-            nursery.start_soon(process.listen, on_event)
+            nursery.start_soon(process.listen, on_event, on_log)
         try:
             yield
         finally:

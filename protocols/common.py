@@ -13,6 +13,7 @@ __all__ = [
     "read_model",
     "read_optional_peer",
     "read_reason",
+    "read_retry_after",
     "read_span",
     "reason_to_map",
 ]
@@ -60,3 +61,8 @@ def read_reason(fields: Fields) -> tuple[str, str, str]:
     longest = limits.MAX_REASON_CHARS
     code = fields.text("code", limits.MAX_WORD_CHARS, least_chars=1)
     return code, fields.prose("message", longest), fields.prose("hint", longest)
+
+
+def read_retry_after(fields: Fields) -> float | None:
+    name = "retry_after_seconds"
+    return fields.number(name, limits.MAX_RETRY_SECONDS) if fields.has(name) else None

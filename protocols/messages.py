@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 from swarmnode.errors import ProtocolViolation
 
 from . import limits
-from .common import read_optional_peer, read_reason, reason_to_map
+from .common import read_optional_peer, read_reason, read_retry_after, reason_to_map
 from .frames import Frame, encode_frame
 from .ids import ModelId
 from .opening import Attach, Attached, Open, Opened, Refused, Successor
@@ -60,6 +60,7 @@ class Break:
     Attributes:
         step: the step it happened at, if it was at one.
         peer: the peer at fault when it is not the sender.
+        retry_after_seconds: of `peer-busy`, when another session makes sense.
     """
 
     type: ClassVar[str] = "break"
@@ -68,14 +69,17 @@ class Break:
     hint: str = ""
     step: int | None = None
     peer: str | None = None
+    retry_after_seconds: float | None = None
 
     def to_map(self) -> dict[str, object]:
-        return reason_to_map(self.code, self.message, self.hint) | {"step": self.step, "peer": self.peer}
+        later = {} if self.retry_after_seconds is None else {"retry_after_seconds": self.retry_after_seconds}
+        return reason_to_map(self.code, self.message, self.hint) | {"step": self.step, "peer": self.peer} | later
 
     @staticmethod
     def read(fields: Fields, body_bytes: int) -> Break:
         step = fields.integer("step", limits.MAX_STEP_NUMBER) if fields.has("step") else None
-        return Break(*read_reason(fields), step, read_optional_peer(fields, "peer"))
+        later = read_retry_after(fields)
+        return Break(*read_reason(fields), step, read_optional_peer(fields, "peer"), later)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from .common import (
     read_model,
     read_optional_peer,
     read_reason,
+    read_retry_after,
     read_span,
     reason_to_map,
 )
@@ -185,7 +186,4 @@ class Refused:
 
     @staticmethod
     def read(fields: Fields, body_bytes: int) -> Refused:
-        later = None
-        if fields.has("retry_after_seconds"):
-            later = fields.number("retry_after_seconds", limits.MAX_RETRY_SECONDS)
-        return Refused(*read_reason(fields), later)
+        return Refused(*read_reason(fields), read_retry_after(fields))

@@ -44,6 +44,7 @@ def error_from(
     *,
     peer: str | None = None,
     span: tuple[int, int] | None = None,
+    retry_after_seconds: float | None = None,
 ) -> SwarmnodeError:
     """The error for a refusal or a break.
 
@@ -54,14 +55,14 @@ def error_from(
         code, message, hint: as they came.
         peer: who said it, as proved by its key.
         span: the blocks it was to run.
+        retry_after_seconds: when to ask again, as it came, if it did; kept for `PeerBusy`.
     """
     error = _BY_CODE.get(code, PeerRefused)
     who = f"Peer {peer}" if peer else "A peer"
     said = clean_text(message, _MAX_SHOWN_CHARS)
     advice = clean_text(hint, _MAX_SHOWN_CHARS)
-    return error(
-        f"{who} says: {said}" if said else f"{who} gave no reason ({clean_text(code, limits.MAX_WORD_CHARS)}).",
-        hint=f"It suggests: {advice}" if advice else "",
-        peer=peer,
-        span=span,
-    )
+    shown = f"{who} says: {said}" if said else f"{who} gave no reason ({clean_text(code, limits.MAX_WORD_CHARS)})."
+    suggested = f"It suggests: {advice}" if advice else ""
+    if error is PeerBusy:
+        return PeerBusy(shown, hint=suggested, peer=peer, span=span, retry_after_seconds=retry_after_seconds)
+    return error(shown, hint=suggested, peer=peer, span=span)

@@ -15,6 +15,7 @@ BENCHES = {
     "quant": "exact and quantised weights: tokens per second, memory, time to load, perplexity",
     "nat": "who reaches whom behind which NATs, how, and how fast",
     "schedule": "time to first token and between tokens under each policy of a server, simulated",
+    "soak": "two servers, forty clients, a quarter of the cache they want: wrong texts, leaks, dishonest refusals",
     "transport": "bulk, ping-pong, connecting: ours beside py-libp2p's own, go-libp2p, quinn and raw TCP",
     "tokens": "tokens per second: plain transformers, and swarms of 1, 2 and 3 servers",
 }

@@ -131,13 +131,15 @@ def _figures(taken: list[Sample], plain: list[Sample]) -> dict[str, object]:
     return figures
 
 
-def load_plain(folder: Path, dtype: str = "float32") -> PreTrainedModel:
+def load_plain(folder: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
     """The model as transformers itself loads it."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    from swarmnode.node.places import torch_device
+
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return model.eval()
+    return model.eval().to(torch_device(device))
 
 
 def sample_plain(model: PreTrainedModel, short: list[int], long: list[int], new_tokens: int) -> Sample:
@@ -150,9 +152,9 @@ def sample_plain(model: PreTrainedModel, short: list[int], long: list[int], new_
 def _generate_plain(model: Any, ids: list[int], new_tokens: int) -> float:
     import torch
 
-    prompt = torch.tensor([ids])
+    prompt = torch.tensor([ids], device=model.device)
     begun = time.perf_counter()
-    model.generate(
+    made = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=new_tokens,
@@ -160,6 +162,7 @@ def _generate_plain(model: Any, ids: list[int], new_tokens: int) -> float:
         do_sample=False,
         pad_token_id=0,
     )
+    made.tolist()  # a device has computed by then
     return time.perf_counter() - begun
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 from typing_extensions import Buffer
 
-from swarmnode.errors import PeerLost, PeerUnreachable, ProtocolViolation
+from swarmnode.errors import PeerLost, PeerUnreachable, ProtocolViolation, SwarmnodeError
 from swarmnode.node.background import race
 from swarmnode.node.defaults import CLOSE_SECONDS, OPEN_SECONDS, PING_SECONDS, SILENCE_SECONDS, SILENT_PINGS
 from swarmnode.node.links import Link
@@ -99,8 +99,8 @@ class HopLink:
                     self._messages.post_soon(Pong(nonce))
                 case (Pong(nonce), _):
                     self._messages.answered(nonce)
-                case (Break(code, message, hint), _):
-                    raise error_from(code, message, hint, peer=self.hop.peer, span=self._span)
+                case (Break() as said, _):
+                    raise _error(said, self.hop.peer, self._span)
                 case (other, _):
                     raise ProtocolViolation(
                         f"Peer {self.hop.peer} sent {other.type} to its client.", peer=self.hop.peer, span=self._span
@@ -138,7 +138,7 @@ async def open_hop(network: Network, hop: Hop, asked: Open) -> HopLink:
             await messages.send(asked)
             answer, _ = await messages.expect()
             if isinstance(answer, Refused):
-                raise error_from(answer.code, answer.message, answer.hint, peer=hop.peer, span=span)
+                raise _error(answer, hop.peer, span)
             if not isinstance(answer, Opened) or answer.session != asked.session:
                 raise ProtocolViolation(f"Peer {hop.peer} answered an open with {answer.type}.", peer=hop.peer)
         except BaseException:
@@ -151,3 +151,8 @@ async def open_hop(network: Network, hop: Hop, asked: Open) -> HopLink:
         peer=hop.peer,
         span=span,
     )
+
+
+def _error(said: Refused | Break, peer: str, span: tuple[int, int]) -> SwarmnodeError:
+    later = said.retry_after_seconds
+    return error_from(said.code, said.message, said.hint, peer=peer, span=span, retry_after_seconds=later)

@@ -10,9 +10,14 @@ import torch
 import trio
 from typing_extensions import Buffer
 
-from swarmnode.errors import BadInput, PromptTooLong, ReplayNeeded
+from swarmnode.errors import BadInput, PeerBusy, PromptTooLong, ReplayNeeded
 from swarmnode.models.settings import Sampling
-from swarmnode.node.defaults import SESSION_PROMISE_TOKENS
+from swarmnode.node.defaults import (
+    MAX_REPLAY_TRIES,
+    MAX_RETRY_AFTER_SECONDS,
+    MIN_RETRY_AFTER_SECONDS,
+    SESSION_PROMISE_TOKENS,
+)
 from swarmnode.node.routes import Route
 from swarmnode.protocols.limits import MAX_CONTEXT_TOKENS, MAX_SEGMENTS
 from swarmnode.protocols.messages import TensorHeader
@@ -45,6 +50,7 @@ class Session:
     Attributes:
         messages: the talk so far, when turns are given one by one (`generate(text, chat=True)`).
         unfed: ids that a generation chose last and that were not sent; they go before whatever is sent next.
+        replays: how often all of it was sent again, because servers had given its cache to others.
     """
 
     def __init__(self, asker: Asker, ring: Ring, tokens: int, public_tokens: int) -> None:
@@ -54,12 +60,14 @@ class Session:
         self._public_tokens = public_tokens
         self.messages: list[Mapping[str, str]] = []
         self.unfed: list[int] = []
+        self.replays = 0
         self._kept = Kept()
         self._segments: list[int] = []  # lengths of the steps in which they went
         self._position = 0
         # More than `position` after a cancelled call: servers may hold tokens that we have given up.
         self._furthest = 0
         self._busy = False
+        self._gone = False
 
     @property
     def route(self) -> Route:
@@ -217,18 +225,36 @@ class Session:
             await self._ring.closed()
 
     async def _send_or_replay(self, start: int, end: int, keep: int, encoded: Encoded | None) -> list[Answer]:
-        if start < self._furthest and not self._asker.truncatable:
-            return await self._replay(end, keep)
         steps = cut(end - start, self._ring.max_step_tokens)
-        try:
-            answers = await self._send(start, [[step] for step in steps], keep, encoded)
-        except ReplayNeeded:
-            # A server's state cannot go back, or was given to others. We have all that went in.
-            await self.aclose()
-            self._ring = await self._asker.open_ring(max(end, self._tokens), self._public_tokens, self.route.adapter)
-            self._furthest = 0
-            return await self._replay(end, keep)
-        self._segments += steps
+        for tries_left in reversed(range(MAX_REPLAY_TRIES)):
+            try:
+                if self._gone:
+                    return await self._replay_elsewhere(end, keep)
+                if start < self._furthest and not self._asker.truncatable:
+                    return await self._replay(end, keep)
+                answers = await self._send(start, [[step] for step in steps], keep, encoded)
+            except (ReplayNeeded, PeerBusy) as why:
+                # A server's state cannot go back, or was given to others. We have all that went in.
+                self._gone = True
+                await self.aclose()
+                if not tries_left:
+                    raise
+                if isinstance(why, PeerBusy):
+                    await trio.sleep(min(why.retry_after_seconds or MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS))
+            else:
+                self._segments += steps
+                return answers
+        raise AssertionError("the last try returns or raises")
+
+    async def _replay_elsewhere(self, end: int, keep: int) -> list[Answer]:
+        """Replay in a ring of its own. The session is `_gone` until all is through: a replay may be cancelled, too."""
+        await self.aclose()
+        tokens = max(end, self._tokens)
+        self._ring = await self._asker.open_ring(tokens, self._public_tokens, self.route.adapter)
+        self._furthest = 0
+        answers = await self._replay(end, keep)
+        self._gone = False
+        self.replays += 1
         return answers
 
     async def _replay(self, end: int, keep: int) -> list[Answer]:

@@ -14,6 +14,9 @@ gave way to. A session whose chunk is in a batch is never evicted: where one has
 
 Who holds nothing yet stands behind those that wait with a stronger claim. Who holds something may take whatever is
 free, because sessions that stand still never end.
+
+New sessions are refused while one waits, and while peers that were refused before want what is free (`line.py`). The
+time they are told is that of the next end of a session, and as many ends later as others wait before them.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from typing import Final
 from swarmnode.node.defaults import (
     CACHE_PATIENCE_SECONDS,
     EVICTABLE_SECONDS,
-    MAX_RETRY_AFTER_SECONDS,
     MAX_SESSIONS,
     MAX_SESSIONS_PER_PEER,
 )
 
-from .busy import Busy, busy_for
+from .busy import Busy, busy_for, never
+from .line import Line
 from .schedule import Activity, Priority
 
 __all__ = ["CacheBudget", "CacheStatistics", "Reserved"]
@@ -38,8 +41,11 @@ __all__ = ["CacheBudget", "CacheStatistics", "Reserved"]
 FIRST_GUESS_SECONDS: Final = 10.0
 """How long sessions are taken to last while none has ended yet."""
 
+FIRST_GUESS_SHARE: Final = 0.05
+"""Of the budget, what sessions are taken to come to hold while none has ended yet."""
+
 WEIGHT: Final = 0.2
-"""Of the newest session in the mean of how long sessions last."""
+"""Of the newest session in the means of how long sessions last and how much they hold."""
 
 PEER_SHARE: Final = 0.5
 """Of the budget. What one peer holds beyond it gives way first, and nobody gives way to it."""
@@ -94,9 +100,11 @@ class _Session:
     since: float
     stepped: float
     held: int = 0
+    most: int = 0
     tokens: int = 0
     short_since: float | None = None
     evicted: bool = False
+    place: int | None = None  # the number it had in line, until it holds something
 
 
 class CacheBudget:
@@ -126,10 +134,12 @@ class CacheBudget:
         self._evictable_seconds = evictable_seconds
         self._patience_seconds = patience_seconds
         self._sessions: dict[bytes, _Session] = {}
+        self._line = Line()
         self._doomed: dict[bytes, bytes] = {}  # for whom each is to give way once its chunk is through
         self._held = 0
         self._number = 0
         self._lasting_seconds = FIRST_GUESS_SECONDS
+        self._usual = FIRST_GUESS_SHARE * budget
         self._evicted_idle = self._evicted_active = self._refused = 0
 
     @property
@@ -183,15 +193,18 @@ class CacheBudget:
         if theirs >= self._max_sessions_per_peer:
             return self._busy(f"You already have {theirs} sessions here, the most for one peer.", now, peer)
         if cost(wanted_tokens) > self.budget:
-            reason = f"The whole cache of this server has no room for {wanted_tokens} tokens."
-            return busy_for(reason, MAX_RETRY_AFTER_SECONDS)
+            return never(f"The whole cache of this server has no room for {wanted_tokens} tokens.")
         waiting = sum(self._waits(each) and self._sessions[each].priority <= priority for each in self._sessions)
-        if waiting:
-            return self._busy(f"The cache is full; sessions that wait for room: {waiting}.", now)
-        if cost(1) > self.left(now, priority):
-            return self._busy("The cache is full.", now)
+        before = self._line.before(peer, priority, now)
+        left = self.left(now, priority)
+        if waiting or cost(1) + before * self._usual > left:
+            busy = self._not_yet(waiting, before, left)
+            assert busy.retry_after_seconds is not None
+            self._line.stand(peer, priority, now + busy.retry_after_seconds)
+            return busy
         self._number += 1
-        self._sessions[session] = _Session(peer, priority, self._number, cost, now, now)
+        place = self._line.leave(peer)
+        self._sessions[session] = _Session(peer, priority, self._number, cost, now, now, place=place)
         return None
 
     def reserve(self, session: bytes, tokens: int, now: float) -> Reserved:
@@ -204,8 +217,7 @@ class CacheBudget:
             return Reserved(False, refused=self._busy("The cache of this session was given to others.", now))
         wanted = max(asks.cost(tokens), asks.held)
         if wanted > self.budget:
-            reason = f"The whole cache of this server has no room for {tokens} tokens."
-            return self._refuse(session, busy_for(reason, MAX_RETRY_AFTER_SECONDS))
+            return self._refuse(session, never(f"The whole cache of this server has no room for {tokens} tokens."))
         if self._gives_way(session):
             return Reserved(False)
         need = wanted - asks.held - self.free
@@ -218,7 +230,11 @@ class CacheBudget:
         """The session has ended and its cache is freed."""
         self._free(session)
         ended = self._sessions.pop(session)
-        self._lasting_seconds += WEIGHT * (max(0.0, now - ended.since) - self._lasting_seconds)
+        if ended.place is not None:  # another server of its route had no room, so it will come again
+            self._line.stand(ended.peer, ended.priority, now, ended.place)
+        if ended.most:
+            self._lasting_seconds += WEIGHT * (max(0.0, now - ended.since) - self._lasting_seconds)
+            self._usual += WEIGHT * (ended.most - self._usual)
 
     def timed_out(self, now: float, seconds: float) -> list[bytes]:
         """Sessions that had no step for more than `seconds`."""
@@ -258,6 +274,7 @@ class CacheBudget:
             self._free(each)
             self._sessions[each].evicted = True
         asks = self._sessions[session]
+        asks.place, asks.most = None, max(asks.most, wanted)
         self._held += wanted - asks.held
         asks.held, asks.tokens, asks.stepped, asks.short_since = wanted, tokens, now, None
         return Reserved(True, tuple(victims or ()))
@@ -350,6 +367,16 @@ class CacheBudget:
             need -= self._sessions[session].held
             enough.append(session)
         return enough if need <= 0 else None
+
+    def _not_yet(self, waiting: int, before: int, left: int) -> Busy:
+        """With the time after which, by how quickly sessions give back the cache, there is room for all up to here."""
+        reason = "The cache is full"
+        if waiting:
+            reason += f"; sessions that wait for room: {waiting}"
+        if before:
+            reason += f"; peers before you: {before}"
+        lacks = max(0.0, (waiting + before + 1) * self._usual - left)
+        return busy_for(f"{reason}.", self._lasting_seconds * lacks / self.budget)
 
     def _busy(self, reason: str, now: float, peer: str | None = None) -> Busy:
         """With the time after which, by how long sessions last here, the next one should end."""

@@ -20,7 +20,7 @@ import torch
 import trio
 from typing_extensions import Buffer
 
-from swarmnode.errors import MachineFault, PeerBusy, ReplayNeeded, SwarmnodeError
+from swarmnode.errors import MachineFault, ReplayNeeded, SwarmnodeError
 from swarmnode.models.span import Span
 from swarmnode.node.defaults import (
     LOOK_AGAIN_SECONDS,
@@ -35,7 +35,7 @@ from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.messages import Step, TensorHeader
 
 from .batch import Computed, Held, Job, run_batch
-from .busy import Busy
+from .busy import Busy, as_error, busy_for
 from .cache_budget import CacheBudget, CacheStatistics
 from .giving_way import GivingWay
 from .pauses import parted
@@ -203,7 +203,7 @@ class Engine:
             self._stuck = trio.Event()
             for session in self._schedule.expired(trio.current_time(), MAX_STEP_WAIT_SECONDS):
                 waited = f"A step waited for {MAX_STEP_WAIT_SECONDS:.0f} seconds, because this server is overloaded."
-                self._end(session, PeerBusy(waited, hint="Try again later, or another server."))
+                self._end(session, as_error(busy_for(waited, self._schedule.drain_seconds())))
             self._next()
 
     def knows(self, session: bytes) -> bool:
@@ -304,8 +304,7 @@ class Engine:
             why = "The cache of this session was given to others, because it was used least."
             self._to_end.append((other, ReplayNeeded(why, hint="Send the session again from position 0.")))
         if reserved.refused is not None:
-            again = f"Try again in about {reserved.refused.retry_after_seconds:.0f} seconds."
-            self._to_end.append((session, PeerBusy(reserved.refused.reason, hint=again)))
+            self._to_end.append((session, as_error(reserved.refused)))
         return reserved.granted
 
     def _end(self, session: bytes, why: SwarmnodeError) -> None:

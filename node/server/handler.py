@@ -24,7 +24,7 @@ from swarmnode.protocols.messages import Attach, Attached, Open, Opened, Refused
 from swarmnode.protocols.records import ModelId, ServerState
 from swarmnode.protocols.tensors import DTYPE_BYTES, KNOWN_CODECS
 
-from .busy import Busy
+from .busy import as_error
 from .engine import Engine, Use
 from .schedule import Priority
 from .session import ServerSession
@@ -123,7 +123,7 @@ class SessionHandler:
         )
         busy = await self._engine.open(use)
         if busy is not None:
-            await self._refuse(messages, PeerBusy(busy.reason, hint="Try again later, or another server."), busy)
+            await self._refuse(messages, as_error(busy))
             return
         self._sessions[asked.session] = session
         self._tell()
@@ -170,9 +170,9 @@ class SessionHandler:
         if self._engine.knows(asked.session):
             raise PeerRefused("This session is open already.")
 
-    async def _refuse(self, messages: MessageStream, error: SwarmnodeError, busy: Busy | None = None) -> None:
+    async def _refuse(self, messages: MessageStream, error: SwarmnodeError) -> None:
         _log.info("an open by %s is refused: %s", messages.peer, error.message)
-        later = busy.retry_after_seconds if busy is not None else None
+        later = error.retry_after_seconds if isinstance(error, PeerBusy) else None
         await messages.send(Refused(error.code, error.message, error.hint, later))
 
     async def _serve_predecessor(self, messages: MessageStream, asked: Attach) -> None:

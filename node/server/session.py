@@ -37,7 +37,7 @@ from swarmnode.protocols.messages import (
     TensorHeader,
 )
 
-from .busy import Busy
+from .busy import as_error
 from .engine import Computed, Engine
 from .link import SuccessorLink
 
@@ -119,7 +119,8 @@ class ServerSession:
             why = self._why
             with suppress(PeerLost):
                 step = self._under_way[0] if self._under_way else None
-                self._client.post_soon(Break(why.code, why.message, why.hint, step, why.peer))
+                later = why.retry_after_seconds if isinstance(why, PeerBusy) else None
+                self._client.post_soon(Break(why.code, why.message, why.hint, step, why.peer, later))
         # The writer ends the race once all is written; it is given a moment for that.
         self._client.finish()
         await trio.sleep(CLOSE_SECONDS)
@@ -194,7 +195,7 @@ class ServerSession:
             done=partial(self._ran, step, peer),
         )
         if busy is not None:
-            raise PeerBusy(busy.reason, hint=try_again(busy))
+            raise as_error(busy)
         self._under_way.append(step.step)
 
     def _ran(self, step: Step, peer: str, computed: Computed | SwarmnodeError) -> None:
@@ -246,11 +247,6 @@ class ServerSession:
                     f"The session did nothing for {SESSION_IDLE_SECONDS / 60:.0f} minutes, so its cache was given up.",
                     hint="Open a new session.",
                 )
-
-
-def try_again(busy: Busy) -> str:
-    """The hint that goes with being busy."""
-    return f"Try again in about {busy.retry_after_seconds:.0f} seconds."
 
 
 def _for_client(step: Step, next_block: int) -> Output:

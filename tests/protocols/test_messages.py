@@ -214,6 +214,7 @@ def test_an_output_always_has_a_next_block() -> None:
         (REFUSED, {"retry_after_seconds": True}, "retry_after_seconds must be a number"),
         (BREAK, {"step": -1}, "step must be between"),
         (BREAK, {"peer": "nobody"}, "peer id"),
+        (BREAK, {"retry_after_seconds": -1}, "retry_after_seconds must be between 0 and 3600"),
         (Ping(1), {"nonce": -1}, "nonce must be between"),
         (Ping(1), {"nonce": None}, "nonce must be an integer, not nil"),
     ],
@@ -221,6 +222,13 @@ def test_an_output_always_has_a_next_block() -> None:
 def test_other_messages_that_break_a_rule(message: Message, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ProtocolViolation, match=reason):
         said(message, **changes)
+
+
+def test_a_break_may_say_when_to_come_again() -> None:
+    busy = Break("peer-busy", "No room.", retry_after_seconds=4.5)
+    assert parse(only_frame(whole(encode(busy)))) == busy
+    assert said(busy, retry_after_seconds=...) == Break("peer-busy", "No room.")
+    assert "retry_after_seconds" not in BREAK.to_map(), "what has no time is what older peers send"
 
 
 def test_only_tensors_have_a_body() -> None:

@@ -48,6 +48,13 @@ def test_the_words_stay_the_peers() -> None:
     assert error.hint == "It suggests: Run this as root."
 
 
+def test_being_busy_has_a_time() -> None:
+    error = error_from("peer-busy", "No room.", peer=PEER, retry_after_seconds=4.5)
+    assert isinstance(error, errors.PeerBusy)
+    assert error.retry_after_seconds == 4.5
+    assert type(error_from("peer-refused", "No.", retry_after_seconds=4.5)) is errors.PeerRefused
+
+
 def test_text_is_cleaned_and_cut() -> None:
     error = error_from("peer-busy", "\x1b[2J\n" + "x" * 5_000, "\x00" * 5_000)
     assert error.message.isprintable()

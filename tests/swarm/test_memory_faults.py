@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -141,6 +142,30 @@ async def test_an_idle_session_gives_way_and_goes_on_by_replay(llama: Tiny, mock
             async for _ in idle:
                 pass
             assert idle.ids == llama.greedy(prompt, 12)
+        await freed(swarm)
+
+
+async def test_a_session_that_gave_way_waits_for_room_and_can_be_cancelled_then(
+    llama: Tiny, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    mock_clock.rate = 1.0
+    caplog.set_level(logging.INFO, "swarmnode.client")
+    prompt, more = [7] * 20, [5, 6]
+    first = llama.greedy(prompt, 3)
+    expected = llama.greedy([*prompt, *first, *more], 3)
+    async with asked(llama.folder, [2], cache_tokens=64) as (swarm, model):
+        async with model.session(max_tokens=64) as session:
+            assert await read(session.generate(prompt, max_new_tokens=3)) == first
+            mock_clock.jump(EVICTABLE_SECONDS)
+            async with model.generate([9] * 40, max_new_tokens=20) as other, trio.open_nursery() as nursery:
+                await anext(other)
+                nursery.start_soon(read, session.generate(more, max_new_tokens=3))
+                while "The cache is full" not in caplog.text:  # noqa: ASYNC110 - what is awaited is that it waits
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+            assert session.replays == 0
+            assert await read(session.generate(more, max_new_tokens=3)) == expected
+            assert session.replays == 1
         await freed(swarm)
 
 

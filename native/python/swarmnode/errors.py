@@ -238,9 +238,25 @@ class PeerRefused(PeerFault):
 
 
 class PeerBusy(PeerRefused):
-    """The peer has no room now; asking later may help."""
+    """The peer has no room now; asking later may help.
+
+    Args:
+        retry_after_seconds: when, by what the peer says; None when it does not say.
+    """
 
     code = "peer-busy"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        peer: str | None = None,
+        span: tuple[int, int] | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, peer=peer, span=span)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ReplayNeeded(PeerRefused):

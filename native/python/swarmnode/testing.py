@@ -22,23 +22,12 @@ from swarmnode.node.library import Node, open_node
 from swarmnode.node.net.memory import MemoryNet, open_memory_net
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from swarmnode.node.library import ServerInfo
 
 __all__ = ["MemoryServer", "MemorySwarm", "make_tiny_model", "open_memory_swarm"]
 
 NOISE = 0.05
 """Added to every weight, so that weights a family begins with at zero or one count too."""
-
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
-BYTES = 256
-VOCABULARY = len(SPECIAL_TOKENS) + BYTES + 1  # an even number suits more kernels
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +132,7 @@ def make_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0)
     import torch
     from transformers import CONFIG_MAPPING
 
+    from swarmnode.models.byte_tokenizer import BYTE_VOCABULARY, byte_tokenizer
     from swarmnode.models.cut import causal_class, quiet_transformers, text_config
     from swarmnode.models.tiny import tiny_config
 
@@ -150,7 +140,7 @@ def make_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0)
         raise BadInput(f"There is no model family {family!r}.", hint="Run `swarmnode models` for those there are.")
     path = Path(folder)
     config = tiny_config(family)
-    text_config(config).vocab_size = VOCABULARY
+    text_config(config).vocab_size = BYTE_VOCABULARY
     with quiet_transformers():
         stock, own_config = causal_class(config)
         torch.manual_seed(seed)
@@ -160,28 +150,5 @@ def make_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0)
                 if tensor.is_floating_point():
                     tensor.add_(torch.randn_like(tensor) * NOISE)
         model.save_pretrained(path)
-        _byte_tokenizer().save_pretrained(path)
+        byte_tokenizer().save_pretrained(path)
     return path
-
-
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, behind the special tokens."""
-    from tokenizers import Tokenizer
-    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import PreTrainedTokenizerFast
-
-    names = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
-    tokenizer = Tokenizer(BPE(vocab={name: id for id, name in enumerate(names)}, merges=[]))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    pad, begin, end = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=pad,
-        bos_token=begin,
-        eos_token=end,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )

@@ -89,7 +89,7 @@ def test_an_open_session_holds_nothing_and_grows_by_what_is_allocated() -> None:
     statistics = budget.statistics()
     assert (statistics.tokens, statistics.held, statistics.budget) == (500, 512, 1000)
     busy = budget.reserve(b"a", 513, 0.0).refused
-    assert busy == Busy("The whole cache of this server has no room for 513 tokens.", 60.0)
+    assert busy == Busy("The whole cache of this server has no room for 513 tokens.", None)
     budget.release(b"a", 1.0)
     assert (budget.free, budget.sessions) == (1000, 0)
 
@@ -188,6 +188,7 @@ def test_the_youngest_waits_in_vain_and_is_told_when_to_come_again() -> None:
     answer = sessions.reserve("young", 60, now=11.0)
     assert answer.refused is not None
     assert answer.refused.reason == "The cache has no room for 60 tokens of one session."
+    assert answer.refused.retry_after_seconds is not None
     assert 1.0 <= answer.refused.retry_after_seconds <= 60.0
     assert sessions.budget.free == 50
 
@@ -207,10 +208,40 @@ def test_newcomers_stand_behind_those_that_wait() -> None:
     assert sessions.open("own", priority=Priority.OWN, now=1.0) is None
 
 
+def test_who_was_refused_comes_before_newcomers_and_is_told_when() -> None:
+    sessions = Sessions(100)
+    for name in ("a", "b"):
+        sessions.hold(name, 50)
+    names = ("first", "second", "third", "fourth")
+    for number, name in enumerate(names):
+        busy = sessions.open(name, now=1.0)
+        assert busy is not None
+        assert busy.reason == f"The cache is full{f'; peers before you: {number}' if number else ''}."
+    sessions.budget.release(b"a", 4.0)
+    new = sessions.open("new", now=4.0)
+    assert new is not None, "four usual sessions take all that the one has left"
+    assert new.reason == "The cache is full; peers before you: 4."
+    assert [sessions.open(name, now=4.0) for name in reversed(names)] == [None] * 4
+
+
+def test_who_is_let_in_here_and_refused_elsewhere_keeps_its_place() -> None:
+    sessions = Sessions(100)
+    sessions.hold("a", 100)
+    for name in ("first", "second"):
+        assert sessions.open(name, now=1.0) is not None
+    sessions.budget.release(b"a", 2.0)
+    assert sessions.open("first", now=2.0) is None
+    sessions.budget.release(b"first", 2.5)
+    sessions.hold("b", 100, now=3.0, peer="second")
+    busy = sessions.open("new", now=3.0)
+    assert busy is not None
+    assert busy.reason == "The cache is full; peers before you: 1."
+
+
 def test_opens_are_refused_with_a_reason() -> None:
     sessions = Sessions(100, max_sessions=3, max_sessions_per_peer=2)
     busy = sessions.open("long", wanted=101)
-    assert busy == Busy("The whole cache of this server has no room for 101 tokens.", 60.0)
+    assert busy == Busy("The whole cache of this server has no room for 101 tokens.", None)
     sessions.hold("a", 100, peer="greedy")
     busy = sessions.open("b", peer="greedy")
     assert busy is not None
@@ -459,7 +490,7 @@ def test_whoever_is_patient_gets_to_its_end(demands: list[tuple[str, int]], pipe
         for session in answer.evicted:
             ended[session] = 1.0
         if answer.refused is not None:
-            ended[chunk.step.session] = answer.refused.retry_after_seconds
+            ended[chunk.step.session] = answer.refused.retry_after_seconds or 1.0
         return answer.granted
 
     # One after the other they take a turn, or as many as are pipelined, for each token; and some is done twice.
@@ -481,6 +512,7 @@ def test_whoever_is_patient_gets_to_its_end(demands: list[tuple[str, int]], pipe
                     client.session = session
                     of_session[session] = client
                 else:
+                    assert busy.retry_after_seconds is not None
                     client.again = now + busy.retry_after_seconds
             if client.session is not None and schedule.activity(client.session) is Activity.IDLE:
                 tokens = client.got + 1 - client.held  # the next token, or all again

@@ -78,7 +78,7 @@ async def test_a_part_of_the_span_can_be_opened(pond: Pond) -> None:
         ({"dtype": "int7"}, "peer-refused", "Hidden states cannot be sent here as int7."),
         ({"codecs": (0, 99)}, "peer-refused", "Codec 99 is not read here."),
         ({"rows": 2}, "peer-refused", "This server runs 1 row in a session, not 2."),
-        ({"max_tokens": 1001}, "peer-busy", "The whole cache of this server has no room for 1001 tokens."),
+        ({"max_tokens": 1001}, "peer-refused", "The whole cache of this server has no room for 1001 tokens."),
     ],
 )
 async def test_refusals_say_why(pond: Pond, changes: dict[str, Any], code: str, message: str) -> None:
@@ -211,7 +211,7 @@ async def test_a_session_grows_while_there_is_room(pond: Pond) -> None:
     await talk.step(1, pond.hidden(250), 100, keep=1)
     answer = await talk.hear()
     assert isinstance(answer, Break)
-    assert (answer.code, answer.step) == ("peer-busy", 1)
+    assert (answer.code, answer.step) == ("peer-refused", 1)
     assert answer.message == "The whole cache of this server has no room for 350 tokens."
     await server.idle()
     assert server.engine.cache_tokens_left == 300
