@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .client.model import Model
     from .client.session import Session
     from .offering import ServerInfo
+    from .server.cache_budget import CacheStatistics
     from .server.serving import Serving
 
 __all__ = [
@@ -119,6 +120,15 @@ class Node:
     def cache_tokens_left(self) -> int:
         """How many tokens of KV cache this node has promised to nobody; 0 when it serves nothing."""
         return self._serving.cache_tokens_left if self._serving is not None else 0
+
+    @property
+    def waiting_steps(self) -> int:
+        """How many steps of sessions wait here for their turn, or for cache."""
+        return self._serving.waiting_steps if self._serving is not None else 0
+
+    def cache_statistics(self) -> CacheStatistics | None:
+        """What sessions hold here, and what has become of them so far; None when it serves nothing."""
+        return self._serving.cache_statistics() if self._serving is not None else None
 
     @property
     def saved_tokens(self) -> int:

@@ -164,11 +164,18 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy the server is; told when it changes, at most twice a second."""
+    """How busy the server is; told when it changes, at most twice a second.
+
+    `evicted` sessions gave their cache to others and may have been sent again; `refused` ones waited for cache in vain.
+    """
 
     event: ClassVar[str] = "load"
     sessions: int
     cache_tokens_left: int
+    cache_tokens_held: int
+    waiting_steps: int
+    evicted: int
+    refused: int
     saved_tokens: int
     streams: int
     peers: int

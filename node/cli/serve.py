@@ -102,9 +102,14 @@ def _say_ready(call: Call, info: ServerInfo) -> None:
 async def _tell_load(call: Call, node: Node) -> None:
     told = None
     while True:
+        caches = node.cache_statistics()
         load = Load(
             sessions=node.sessions,
             cache_tokens_left=node.cache_tokens_left,
+            cache_tokens_held=caches.held if caches else 0,
+            waiting_steps=node.waiting_steps,
+            evicted=caches.evicted_idle + caches.evicted_active if caches else 0,
+            refused=caches.refused if caches else 0,
             saved_tokens=node.saved_tokens,
             streams=node.network.open_streams,
             peers=len(node.network.connected),

@@ -236,14 +236,6 @@ class CacheBudget:
             self._lasting_seconds += WEIGHT * (max(0.0, now - ended.since) - self._lasting_seconds)
             self._usual += WEIGHT * (ended.most - self._usual)
 
-    def timed_out(self, now: float, seconds: float) -> list[bytes]:
-        """Sessions that had no step for more than `seconds`."""
-        return [
-            session
-            for session, each in self._sessions.items()
-            if now - each.stepped > seconds and self._activity(session) is Activity.IDLE
-        ]
-
     def _make_room(self, session: bytes, wanted: int, tokens: int, now: float) -> Reserved:
         asks = self._sessions[session]
         assert asks.short_since is not None

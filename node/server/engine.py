@@ -129,7 +129,7 @@ class Engine:
         self._interrupted: list[Chunk[Job]] = []  # prefill, which stops for the other
         self._between = GivingWay(torch_thread, span.device)
         self._to_end: list[tuple[bytes, SwarmnodeError]] = []
-        self._stuck = trio.Event()
+        self._waiting = trio.Event()
         self._first_tokens = self._token_bytes = 0
 
     @property
@@ -169,6 +169,11 @@ class Engine:
         """What all caches may have allocated together; 0 where states do not grow, or before `measure`."""
         return self._budget.budget * self._token_bytes
 
+    @property
+    def waiting_steps(self) -> int:
+        """Steps that no batch has wholly carried yet."""
+        return self._schedule.waiting_steps
+
     def statistics(self) -> CacheStatistics:
         """Who holds what, and what has become of sessions."""
         return self._budget.statistics()
@@ -196,11 +201,11 @@ class Engine:
         self.rates = rates
 
     async def run(self) -> None:
-        """For ever: look again at steps that wait for room, and give up those that wait too long."""
+        """For ever: look again at steps that wait, for room or for their turn, and give up those that wait too long."""
         while True:
-            await self._stuck.wait()
+            await self._waiting.wait()
             await trio.sleep(LOOK_AGAIN_SECONDS)
-            self._stuck = trio.Event()
+            self._waiting = trio.Event()
             for session in self._schedule.expired(trio.current_time(), MAX_STEP_WAIT_SECONDS):
                 waited = f"A step waited for {MAX_STEP_WAIT_SECONDS:.0f} seconds, because this server is overloaded."
                 self._end(session, as_error(busy_for(waited, self._schedule.drain_seconds())))
@@ -290,8 +295,8 @@ class Engine:
                 self._start(behind, self._between)
             if batch or not ending:  # else what they held may be enough for others
                 break
-        if not self._batch and self._schedule.waiting_steps:
-            self._stuck.set()
+        if self._schedule.waiting_steps:
+            self._waiting.set()
 
     def _start(self, batch: list[Chunk[Job]], between: GivingWay | None) -> None:
         run = partial(run_batch, batch, deterministic=self._deterministic, prefixes=self._prefixes, between=between)

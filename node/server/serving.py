@@ -26,6 +26,7 @@ from swarmnode.protocols.messages import Refused
 from swarmnode.protocols.records import NOT_QUANTISED, ModelId, ServerRecord, ServerState, sign_record
 from swarmnode.protocols.tensors import KNOWN_CODECS
 
+from .cache_budget import CacheStatistics
 from .engine import Engine
 from .handler import SessionHandler
 from .rates import Rates
@@ -102,6 +103,15 @@ class Serving:
     def cache_tokens_left(self) -> int:
         """Tokens that a new session could hold at once."""
         return self._engine.cache_tokens_left if self._engine is not None else self.offer.cache_tokens
+
+    @property
+    def waiting_steps(self) -> int:
+        """Steps that wait for their turn, or for cache."""
+        return self._engine.waiting_steps if self._engine is not None else 0
+
+    def cache_statistics(self) -> CacheStatistics | None:
+        """Who holds what, and what has become of sessions; None while nothing is loaded."""
+        return self._engine.statistics() if self._engine is not None else None
 
     @property
     def saved_tokens(self) -> int:

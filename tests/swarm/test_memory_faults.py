@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import trio
 from trio.testing import MockClock
 
+from support.pond import held
 from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import (
     BadInput,
@@ -23,7 +25,7 @@ from swarmnode.errors import (
     PeerLost,
 )
 from swarmnode.node.background import open_background
-from swarmnode.node.defaults import EVICTABLE_SECONDS
+from swarmnode.node.defaults import EVICTABLE_SECONDS, STEP_SECONDS
 from swarmnode.node.library import open_node
 from swarmnode.node.net.memory import open_memory_net
 from swarmnode.testing import make_tiny_model, open_memory_swarm
@@ -111,6 +113,25 @@ async def test_a_cancelled_step_leaves_the_session_usable(llama: Tiny) -> None:
                 scope.cancel()
         session.truncate(0)
         assert await read(session.generate(prompt, max_new_tokens=4)) == llama.greedy(prompt, 4)
+
+
+async def test_a_step_that_never_comes_back_is_given_up(llama: Tiny, mock_clock: MockClock) -> None:
+    """Although its server answers pings."""
+    mock_clock.rate = 1.0
+    async with asked(llama.folder, []) as (swarm, model), model.session() as session:
+        thread = swarm.servers[0].node._torch_thread
+        async with held(thread) as gate:
+
+            async def jump() -> None:
+                while not thread.waiting:  # noqa: ASYNC110 - until the step is there
+                    await trio.sleep(0.001)
+                mock_clock.jump(STEP_SECONDS)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(jump)
+                with pytest.raises(PeerLost, match="No answer came from the servers in 300 seconds"):
+                    await session.step(torch.zeros(1, 1, model.hidden_size))
+            gate.set()
 
 
 async def test_a_full_server_is_busy_and_another_is_taken(llama: Tiny) -> None:

@@ -256,15 +256,6 @@ def test_opens_are_refused_with_a_reason() -> None:
     assert busy.reason == "This server already runs its 3 sessions."
 
 
-def test_sessions_that_do_nothing_time_out() -> None:
-    sessions = Sessions(100)
-    for number, name in enumerate("ab"):
-        sessions.hold(name, 10, now=float(number))
-    assert sessions.budget.timed_out(now=10.5, seconds=10.0) == [b"a"]
-    sessions.doing[b"a"] = Activity.WAITING
-    assert sessions.budget.timed_out(now=12.0, seconds=10.0) == [b"b"]
-
-
 @pytest.mark.parametrize(("cost", "sessions"), [(slab_tokens, 20), (partial(page_tokens, page=16), 20), (2048, 5)])
 def test_sessions_of_500_tokens_in_so_much_cache(cost: Callable[[int], int] | int, sessions: int) -> None:
     """10,240 tokens: four times as many as when each is promised its full length, of 2,048."""

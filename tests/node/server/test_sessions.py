@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from support.pond import Pond, held
 from swarmnode.errors import PeerLost
-from swarmnode.node.defaults import BATCH_TOKENS, EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS
+from swarmnode.node.defaults import BATCH_TOKENS, EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS, MAX_STEP_WAIT_SECONDS
 from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.protocols.messages import (
     Attach,
@@ -272,6 +272,31 @@ async def test_own_use_goes_first_then_preferred_peers_then_others(pond: Pond, e
     for talk in talks:
         await talk.output()
     assert [session for session, _ in ended] == [0, 3, 2, 1]  # nobody waited when the first one came
+
+
+async def test_a_step_that_waits_too_long_for_its_turn_ends_its_session(pond: Pond, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1.0
+    server = pond.serve(0, 4)
+    first = await pond.opened(pond.network(), server, pond.open_message(0, 4, session=b"1" * 16))
+    second = await pond.opened(pond.network(), server, pond.open_message(0, 4, session=b"2" * 16))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.engine.run)
+        async with held(pond.torch_thread) as gate:
+            await first.step(0, pond.hidden(3), 0)
+            await trio.testing.wait_all_tasks_blocked()
+            await second.step(0, pond.hidden(3), 0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.engine.waiting_steps == 1
+            mock_clock.jump(MAX_STEP_WAIT_SECONDS)
+            answer = await second.hear()
+            gate.set()
+        assert isinstance(answer, Break)
+        assert (answer.code, answer.message) == (
+            "peer-busy",
+            "A step waited for 120 seconds, because this server is overloaded.",
+        )
+        assert torch.equal((await first.output())[1], pond.run(0, 4, pond.hidden(3))[0])
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_broken_step_is_nobody_elses_loss(pond: Pond) -> None:
