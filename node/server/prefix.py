@@ -25,7 +25,7 @@ from typing_extensions import Buffer
 
 from swarmnode.node.defaults import MAX_PREFIX_BLOCKS
 
-__all__ = ["Chain", "PrefixIndex", "PrefixStatistics", "cut"]
+__all__ = ["LEAST_BLOCK_TOKENS", "Chain", "PrefixIndex", "PrefixStatistics", "cut"]
 
 LEAST_BLOCK_TOKENS: Final = 32
 """Below it more time goes into keeping blocks than into computing them."""
