@@ -44,6 +44,10 @@ class Inside:
 
     tried: tuple[int, ...]
 
+    def bytes(self, rows: int, tokens: int) -> float:
+        """Of some rows: no more than of each by itself, nor than of one row with all their tokens."""
+        return min(rows * self.row_bytes(tokens), self.row_bytes(rows * tokens))
+
     def row_bytes(self, tokens: int) -> float:
         """Of one row: on the chord between what was tried, as it grows ever faster; beyond, at worst."""
         longest, last = TRIED_TOKENS[-1], self.tried[-1]
@@ -72,7 +76,7 @@ class TrainingCost:
 
     def group_bytes(self, blocks: int, rows: int, tokens: int) -> int:
         """The most that a group takes beyond its own bodies: what entered each block, and the inside of one."""
-        inside = rows * max(inside.row_bytes(tokens) for inside in self.insides)
+        inside = max(inside.bytes(rows, tokens) for inside in self.insides)
         entering = (blocks + 2) * rows * tokens * self.state
         return math.ceil(KERNEL_FACTOR * inside) + entering + KERNEL_BYTES
 

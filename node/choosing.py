@@ -133,13 +133,13 @@ class Chooser:
             await trio.sleep(LOOK_SECONDS)
             records = await self._records()
             self._note_network()
-            wants = bool(self._network.connected) and not serving.sessions
+            wants = bool(self._network.connected) and not serving.in_use
             wants = wants and self._better(serving, records) is not None
             if not self._patience.is_over(wants, trio.current_time()):
                 continue
             records = await self._confirmed(records)
             window = self._better(serving, records)
-            if window is not None and not serving.sessions:
+            if window is not None and not serving.in_use:
                 self._seen = frozenset(record.peer for record in records)
                 return self._choice(window, self._shares(records))
 

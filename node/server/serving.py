@@ -100,6 +100,11 @@ class Serving:
         return self._training.passes if self._training is not None else 0
 
     @property
+    def in_use(self) -> bool:
+        """Whether anybody would miss the blocks now."""
+        return bool(self.sessions or self.passes)
+
+    @property
     def cache_tokens_left(self) -> int:
         """Tokens that a new session could hold at once."""
         return self._engine.cache_tokens_left if self._engine is not None else self.offer.cache_tokens

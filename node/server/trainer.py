@@ -48,6 +48,7 @@ class Trainer:
         self._memory_bytes = memory_bytes
         self._line: TrainingLine[Group] = TrainingLine()
         self._whole: tuple[Training, TrainingCost] | None = None
+        self._why_not = ""
         self._learning = trio.Lock()
         self._running: Group | None = None
         self._ended: set[Pass] = set()
@@ -140,15 +141,27 @@ class Trainer:
             group.done(result)
 
     async def _known(self) -> tuple[Training, TrainingCost]:
-        """The whole span, ready to be trained through, and what that takes; learnt when it is first asked for."""
+        """The whole span, ready to be trained through, and what that takes; learnt when it is first asked for.
+
+        Raises `PeerRefused` when no gradients can be had: the family has them, but perhaps not with weights kept so.
+        """
         async with self._learning:
-            if self._whole is None:
-                training = await self._torch_thread.run(open_training, self._span)
-                learning = cost_of(training)
-                while (cost := await self._torch_thread.run(_next_of, learning)) is None:
-                    pass
-                self._whole = training, cost
+            if self._whole is None and not self._why_not:
+                try:
+                    self._whole = await self._learn()
+                except RuntimeError as error:
+                    _log.warning("these blocks cannot be trained through", exc_info=error)
+                    self._why_not = str(error).strip().partition("\n")[0].rstrip(".")
+        if self._whole is None:
+            raise PeerRefused(f"No gradients go through blocks as this server holds them: {self._why_not}.")
         return self._whole
+
+    async def _learn(self) -> tuple[Training, TrainingCost]:
+        training = await self._torch_thread.run(open_training, self._span)
+        learning = cost_of(training)
+        while (cost := await self._torch_thread.run(_next_of, learning)) is None:
+            pass
+        return training, cost
 
 
 def _next_of(learning: Generator[None, None, TrainingCost]) -> TrainingCost | None:

@@ -80,6 +80,7 @@ def stretch(group: Group) -> Answers | SwarmnodeError | None:
             next(group.work)
         except StopIteration as through:
             return list(_answers(group, through.value))
+        _wait_for(group.owner.training.span.device)
     except SwarmnodeError as error:
         return error
     except torch.OutOfMemoryError:
@@ -89,6 +90,15 @@ def stretch(group: Group) -> Answers | SwarmnodeError | None:
             hint="Send shorter rows, or try later.",
         )
     return None
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given: it works that off in order, and sessions are to wait for one stretch."""
+    if device.type == "cuda":
+        for each in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(each)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _begin(group: Group) -> Generator[None, None, torch.Tensor | Found]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 import trio
 
 from support.pond import ANSWER_SECONDS, Pond, Server, Talk
+from swarmnode.errors import PeerLost
+from swarmnode.models.span import Span
 from swarmnode.models.training import backward, forward
 from swarmnode.node.defaults import MAX_TRAINING_PASSES_PER_PEER, TRAINING_GROUPS, TRAINING_ROW_TOKENS
 from swarmnode.node.net.memory import MemoryNetwork
@@ -198,6 +201,20 @@ async def test_a_row_for_which_there_will_never_be_memory_is_refused_with_figure
     assert refused.message.endswith("this server has 40 MiB for that.")
 
 
+async def test_blocks_through_which_no_gradients_go_are_refused_in_words(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some ways of keeping weights in few bits have it."""
+    monkeypatch.setattr(Span, "without_cache", lambda _, hidden: hidden.detach())
+    for _ in range(2):
+        talk = await school.talk()
+        await talk.say(school.asked(backward=True))
+        refused = await talk.hear()
+        assert isinstance(refused, Refused)
+        assert refused.code == "peer-refused"
+        assert refused.message.startswith("No gradients go through blocks as this server holds them: element 0 of ")
+
+
 async def test_one_client_has_so_many_passes_and_is_told_when_to_come_again(school: School) -> None:
     network = school.pond.network()
     talks = [(await school.begun(school.asked(), network))[0] for _ in range(MAX_TRAINING_PASSES_PER_PEER)]
@@ -318,6 +335,31 @@ async def test_a_server_that_leaves_says_so(school: School) -> None:
     assert isinstance(ended, Break)
     assert ended.code == "peer-lost"
     await school.emptied()
+
+
+async def test_whatever_is_sent_the_next_client_is_served(school: School) -> None:
+    """Messages that are right each by itself, in any order: an error or answers, and nothing stays behind."""
+    random = Random(11)
+    rows = noise(2, 5, WIDTH)
+    expected = forward(school.server.engine._span, rows)
+    for _ in range(40):
+        talk = await school.talk()
+        wanted = school.asked(backward=random.random() < 0.5, prompt_tokens=random.choice([0, 0, 5]))
+        said: list[Message] = [wanted]
+        for _ in range(random.randint(0, 5)):
+            tensor = TensorHeader("float32", random.choice([(2, 5, WIDTH), (4, 5, WIDTH), (1, 5, WIDTH), (2, 5, 1)]))
+            first = random.choice([0, 0, 0, 2])
+            with_tensor: list[Message] = [Rows(first, tensor), Rows(first, tensor), Gradients(first, tensor)]
+            said.append(random.choice([*with_tensor, Prompts(first, tensor), Ping(1), wanted, Close()]))
+        with suppress(PeerLost):
+            for message in said:
+                tensor_said = getattr(message, "tensor", None)
+                await talk.say(message, b"" if tensor_said is None else body(tensor_said))
+        await talk.close()
+    await school.emptied()
+    talk, _ = await school.begun(school.asked())
+    await say_rows(talk, 0, rows)
+    assert torch.equal((await hear_tensor(talk))[1], expected)
 
 
 async def test_a_session_never_waits_for_more_than_one_stretch(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
