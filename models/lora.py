@@ -73,13 +73,16 @@ def adapt(model: PreTrainedModel, adapter: Adapter, tensors: dict[str, LazyTenso
         blocks: those that the part holds.
     """
     keys: set[str] = getattr(model, "swarmnode_adapters", set())
+    dtype = model.dtype  # asked before adapters come first among the parameters, as they do on quantised weights
     for layer in adapter.layers:
         if layer.block in blocks:
-            _adapt_layer(model, adapter.key, layer, tensors)
+            _adapt_layer(model, adapter.key, layer, tensors, dtype)
     model.swarmnode_adapters = keys | {adapter.key}
 
 
-def _adapt_layer(model: PreTrainedModel, key: str, layer: AdaptedLayer, tensors: dict[str, LazyTensor]) -> None:
+def _adapt_layer(
+    model: PreTrainedModel, key: str, layer: AdaptedLayer, tensors: dict[str, LazyTensor], states: torch.dtype
+) -> None:
     base: Any = model.get_submodule(layer.path)
     alpha = cast(int, layer.scaling * layer.rank)
     config = LoraConfig(
@@ -100,7 +103,7 @@ def _adapt_layer(model: PreTrainedModel, key: str, layer: AdaptedLayer, tensors:
     own = base.get_base_layer()
     some = next(chain(own.parameters(), own.buffers()))
     weight = own._parameters.get("weight")  # none where it is quantised
-    dtype = weight.dtype if weight is not None and weight.dtype.is_floating_point else model.dtype
+    dtype = weight.dtype if weight is not None and weight.dtype.is_floating_point else states
 
     def loaded(name: str) -> nn.Parameter:
         return nn.Parameter(tensors[name].to(some.device, dtype), requires_grad=False)
