@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager
 
 import pytest
 import torch
 import trio
 
-from support.loopback import QUIC
+from support import programs
 from support.tiny_swarm import PROMPT, TOKENS, Tiny, asked, read
 from swarmnode.errors import PeerFault, PeerRefused
 from swarmnode.models.training_comparison import WholePass, by_autograd
-from swarmnode.node.background import open_background
 from swarmnode.node.client.training import TrainingSpan
 from swarmnode.node.defaults import TRAINING_ROW_TOKENS
-from swarmnode.node.library import Node, ServerInfo, open_node
+from swarmnode.node.library import Node, open_node
 from swarmnode.node.routes import Hop
 from swarmnode.node.torch_thread import open_torch_thread
-from swarmnode.protocols.ids import TRAINING
+from swarmnode.protocols.ids import TRAINING, ModelId
 
 BLOCKS = 4
 
 
 @asynccontextmanager
-async def trained(client: Node, served: ServerInfo) -> AsyncIterator[list[TrainingSpan]]:
+async def trained(client: Node, model: ModelId) -> AsyncIterator[list[TrainingSpan]]:
     """The servers of a model by their blocks, as the directory names them."""
-    records = await client.directory.find_servers(served.model.name, BLOCKS)
+    records = await client.directory.find_servers(model.name, BLOCKS)
     assert all(TRAINING in record.protocols for record in records)
     async with open_torch_thread() as thread:
         yield [
@@ -69,28 +67,31 @@ async def test_gradients_are_those_of_autograd_on_the_whole_model(
     family: str, splits: list[int], tiny: Callable[[str], Tiny]
 ) -> None:
     whole = by_autograd(tiny(family).whole)
-    async with asked(tiny(family).folder, splits) as (swarm, _), trained(swarm.client, swarm.servers[0].info) as spans:
+    async with (
+        asked(tiny(family).folder, splits) as (swarm, _),
+        trained(swarm.client, swarm.servers[0].info.model) as spans,
+    ):
         assert len(spans) == len(splits) + 1
         check(await train(spans, whole), whole)
 
 
-async def test_over_real_sockets_too(llama: Tiny) -> None:
+def test_between_real_processes_too(llama: Tiny) -> None:
     whole = by_autograd(llama.whole)
-    async with AsyncExitStack() as stack:
-        join: tuple[str, ...] = ()
-        for blocks in ("0:2", "2:4"):
-            node = await stack.enter_async_context(open_node(listen=[QUIC], join=join))
-            nursery = await stack.enter_async_context(open_background())
-            served = await nursery.start(partial(node.serve, str(llama.folder), blocks=blocks))
-            join = node.addrs[:1]
-        client = await stack.enter_async_context(open_node(listen=(), join=join))
-        async with trained(client, served) as spans:
-            check(await train(spans, whole), whole)
+
+    async def ask(address: str) -> None:
+        async with open_node(listen=(), join=[address]) as client:
+            [(model, _)] = await client.directory.find_models()
+            async with trained(client, model) as spans:
+                assert len(spans) == 2
+                check(await train(spans, whole), whole)
+
+    with programs.swarm(str(llama.folder), [(0, 2), (2, BLOCKS)]) as (address, _):
+        trio.run(ask, address)
 
 
 async def test_who_trains_and_who_asks_do_not_disturb_each_other(llama: Tiny) -> None:
     whole = by_autograd(llama.whole)
-    async with asked(llama.folder, [2]) as (swarm, model), trained(swarm.client, swarm.servers[0].info) as spans:
+    async with asked(llama.folder, [2]) as (swarm, model), trained(swarm.client, swarm.servers[0].info.model) as spans:
         generations = [model.generate(PROMPT, max_new_tokens=TOKENS) for _ in range(3)]
         found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         texts: list[list[int]] = []
@@ -110,7 +111,10 @@ async def test_who_trains_and_who_asks_do_not_disturb_each_other(llama: Tiny) ->
 
 
 async def test_part_of_what_a_server_holds_is_trained_through(llama: Tiny) -> None:
-    async with asked(llama.folder, []) as (swarm, _), trained(swarm.client, swarm.servers[0].info) as [whole_span]:
+    async with (
+        asked(llama.folder, []) as (swarm, _),
+        trained(swarm.client, swarm.servers[0].info.model) as [whole_span],
+    ):
         rows = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(1))
         at_once = await whole_span.forward(rows)
         for start, end in ((0, 1), (1, 4)):
@@ -119,7 +123,7 @@ async def test_part_of_what_a_server_holds_is_trained_through(llama: Tiny) -> No
 
 
 async def test_rows_that_are_too_long_are_refused_in_words(llama: Tiny) -> None:
-    async with asked(llama.folder, []) as (swarm, _), trained(swarm.client, swarm.servers[0].info) as [span]:
+    async with asked(llama.folder, []) as (swarm, _), trained(swarm.client, swarm.servers[0].info.model) as [span]:
         with pytest.raises(PeerRefused, match=f"{TRAINING_ROW_TOKENS} are the most that this server trains on"):
             await span.forward(torch.zeros(1, TRAINING_ROW_TOKENS + 1, 64))
         with pytest.raises(PeerRefused, match="holds blocks 0:4, not 3:5"):
@@ -127,7 +131,7 @@ async def test_rows_that_are_too_long_are_refused_in_words(llama: Tiny) -> None:
 
 
 async def test_a_server_that_goes_away_in_the_midst_is_one_clear_error(llama: Tiny) -> None:
-    async with asked(llama.folder, []) as (swarm, _), trained(swarm.client, swarm.servers[0].info) as [span]:
+    async with asked(llama.folder, []) as (swarm, _), trained(swarm.client, swarm.servers[0].info.model) as [span]:
         rows = torch.zeros(64, 64, 64)
 
         async def kill() -> None:
