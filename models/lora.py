@@ -5,6 +5,8 @@ Importing this imports PEFT, which takes seconds. Where an adapter comes from, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, cast
 
@@ -48,21 +50,34 @@ class MixedLinear(Linear):
         packed, out = x.flatten(0, -2), result.flatten(0, -2)
         if packed.shape[0] != mix.packed_tokens:
             raise RuntimeError(f"an adapted layer was given {packed.shape[0]} of {mix.packed_tokens} packed tokens")
-        threads = torch.get_num_threads()
-        try:
-            for share in mix.shares:
-                if share.adapter not in self.lora_A:
-                    continue
-                work = self.in_features * self.r[share.adapter]
+        for tile in mix.tiles:
+            if tile.adapter in self.lora_A:
+                rows = tile.rows.to(packed.device)
+                with self._threads(tile.adapter, len(rows)):
+                    added = self.delta(tile.adapter, packed[rows])[: tile.count]
+                rows = rows[: tile.count]
+                out.index_copy_(0, rows, out[rows] + added)
+        for share in mix.shares:
+            if share.adapter in self.lora_A:
                 for step, into in zip(share.split(packed), share.split(out), strict=True):
-                    # In memory of its own, aligned as a lone session's, and by as many threads as its own size pays
-                    # for: its bits depend on both.
+                    # In memory of its own, aligned as a lone session's: its bits depend on it.
                     own = step.clone(memory_format=torch.contiguous_format)
-                    torch.set_num_threads(threads if own.shape[:2].numel() * work > LEAST_SHARED_WORK else 1)
-                    into.add_(self.delta(share.adapter, own))
+                    with self._threads(share.adapter, own.shape[:2].numel()):
+                        into.add_(self.delta(share.adapter, own))
+        return out.view_as(result)
+
+    @contextmanager
+    def _threads(self, adapter: str, rows: int) -> Iterator[None]:
+        """While this lasts, as many threads compute as so many rows pay for. It is their number that decides."""
+        threads = torch.get_num_threads()
+        if threads == 1 or rows * cast(int, self.in_features) * self.r[adapter] > LEAST_SHARED_WORK:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
         finally:
             torch.set_num_threads(threads)
-        return out.view_as(result)
 
 
 def adapt(model: PreTrainedModel, adapter: Adapter, tensors: dict[str, LazyTensor], blocks: range) -> None:

@@ -19,7 +19,7 @@ from swarmnode.models.adapters import open_adapter
 from swarmnode.models.checkpoint import Checkpoint
 from swarmnode.models.devices import Placement
 from swarmnode.models.ends import Ends
-from swarmnode.models.mix import Mix, Share, running
+from swarmnode.models.mix import TILE_ROWS, Mix, Share, running
 from swarmnode.models.quantised import QuantisedLinear, Scheme
 from swarmnode.models.source import FolderFiles
 from swarmnode.models.span import Piece, Span
@@ -271,3 +271,15 @@ def test_adapters_go_where_their_blocks_go(tmp_path: Path) -> None:
         expected = here.step(here.open_session(key), hidden, 0)
         assert torch.equal(brought.step(brought.open_session(key), hidden, 0), expected)
     assert here.weight_bytes - plain.weight_bytes == sum(adapter.block_bytes(4, torch.float32))
+
+
+def test_more_tokens_than_a_tile_has_rows_get_the_same_bits_too(
+    spans: dict[torch.dtype, tuple[Span, Span, dict[str, str | None]]],
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for span, plain, keys in spans.values():
+        sessions = [Session(span, plain, keys[KEYS[number % 2]], 1) for number in range(2 * TILE_ROWS + 6)]
+        for tokens in (3, 1, 1):
+            given_out = [session.next(tokens, generator) for session in sessions]
+            outs = span.run([piece for piece, _ in given_out], deterministic=True)
+            assert all(torch.equal(out, expected) for out, (_, expected) in zip(outs, given_out, strict=True))
