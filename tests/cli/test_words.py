@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -84,6 +85,12 @@ def test_the_status_names_gaps_and_servers() -> None:
     assert "online, no answer" in table
     assert "12.3" in table
     assert "457" in table
+
+
+def test_the_status_says_which_adapters_are_where() -> None:
+    with_one = [replace(server(0, 2, peer=peer), adapters=("poet@1a2b3c4d",)) for peer in (PEER, "12D3KooWother9")]
+    table = status_table(Status(PEER, 3, (model(4, *with_one, server(2, 4)),)), Plain())  # type: ignore[arg-type]
+    assert "adapter poet@1a2b3c4d on …NHBox2, …other9" in table
 
 
 def test_the_status_of_an_empty_swarm_is_a_sentence() -> None:
