@@ -18,10 +18,17 @@ from support.tiny_swarm import TOKENS, Tiny, asked, freed, read
 from swarmnode.errors import AdapterMissing, BadInput, BlocksMissing, PeerRefused
 from swarmnode.node.background import open_background
 from swarmnode.node.library import Model, open_node
+from swarmnode.node.server import engine
+from swarmnode.node.server.prefix import LEAST_BLOCK_TOKENS
 from swarmnode.protocols.adapters import AdapterId
 
 PROMPT = 3 * SHORT
 """So long that servers keep what sessions begin with for others, which must be of the same adapter."""
+
+
+@pytest.fixture(autouse=True)
+def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PREFIX_BLOCK_TOKENS", LEAST_BLOCK_TOKENS)
 
 
 @pytest.fixture
