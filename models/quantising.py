@@ -95,7 +95,7 @@ def quantise(weight: torch.Tensor, scheme: Scheme) -> Parts:
 
 
 def _quantise_piece(weight: torch.Tensor, scheme: Scheme) -> Parts:
-    from optimum.quanto import AbsmaxOptimizer, MaxOptimizer, qint4, qint8
+    from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, qint4, qint8
 
     rows, columns = weight.shape
     if scheme == "int8":
@@ -103,7 +103,8 @@ def _quantise_piece(weight: torch.Tensor, scheme: Scheme) -> Parts:
         codes = torch.ops.quanto.quantize_symmetric(weight, dtype=torch.int8, axis=0, scale=scale)
         return {"codes": codes, "scale": scale.view(rows)}
     groups = columns // GROUP_COLUMNS
-    scale, shift = MaxOptimizer()(weight, qtype=qint4, axis=0, group_size=GROUP_COLUMNS)
+    # Slower than to take the largest and smallest of a group as its bounds, but it is done once, and int4 needs it.
+    scale, shift = HqqOptimizer()(weight, qtype=qint4, axis=0, group_size=GROUP_COLUMNS)
     scale = _not_zero(scale)
     codes = torch.ops.quanto.quantize_affine(
         weight, bits=4, axis=0, group_size=GROUP_COLUMNS, scale=scale, shift=shift

@@ -18,7 +18,7 @@ from .cache import SpanCache
 from .families import certificate
 from .mix import Mix, mix_of, running
 from .packed import Piece
-from .quantised import steady
+from .quantised import QuantisedLinear, steady
 from .quirks import one_by_one, quirks_of
 from .ragged import Ragged, whole_rows
 from .slabs import RaggedCache, Rows
@@ -52,8 +52,9 @@ class Span:
         self.end = part.end if end is None else end
         self.num_blocks = cut.num_blocks(model.config)
         self.hidden_size = cut.hidden_size(model.config)
-        self.dtype: torch.dtype = model.dtype
-        self.device: torch.device = model.device
+        weight = _first_weight(model)
+        self.dtype: torch.dtype = weight.dtype
+        self.device: torch.device = weight.device
         self._way = Way()
         self._decoder, blocks = _open_doors(model, self.start, self.end, self._way)
         self.weight_bytes = sum(t.nbytes for block in blocks for t in (*block.parameters(), *block.buffers()))
@@ -338,6 +339,16 @@ def _cache_layers(blocks: list[nn.Module], start: int) -> frozenset[int]:
         named = (getattr(module, "layer_idx", None) for module in block.modules())
         held |= {layer for layer in named if isinstance(layer, int)} or {index}
     return frozenset(held)
+
+
+def _first_weight(model: PreTrainedModel) -> torch.Tensor:
+    """The first tensor whose type and place are those of hidden states: not one that only holds codes."""
+    for module in model.modules():
+        held = (module.scale,) if isinstance(module, QuantisedLinear) else module.parameters(recurse=False)
+        for weight in held:
+            if weight.is_floating_point() and weight.itemsize > 1:
+                return weight
+    raise TypeError("a part has no weights")
 
 
 def _hidden_state(output: object) -> torch.Tensor:

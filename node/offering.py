@@ -137,7 +137,7 @@ async def serve_blocks(wanted: Wanted, place: Place, tell: Callbacks) -> None:
         _hardware(devices, offload=wanted.offload),
         checkpoint.digest.hex(),
         dtype_name(dtype),
-        wanted.quant,
+        checkpoint.quantisation or wanted.quant,
         blocks=checkpoint.num_blocks,
     )
     measured = await trio.to_thread.run_sync(Measured)
@@ -308,7 +308,7 @@ class _Server:
             start=start,
             end=end,
             dtype=dtype_name(self.dtype),
-            quantisation=self.wanted.quant,
+            quantisation=self.key.quant,
             cache_tokens=choice.cache_tokens,
             public_name=self.wanted.public_name,
             compression=self.wanted.compression,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimum.quanto import QLinear, freeze, qint4, qint8
+from optimum.quanto import HqqOptimizer, QLinear, freeze, qint4, qint8
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
@@ -25,7 +25,8 @@ from swarmnode.models.span import Piece, Span
 from swarmnode.models.tiny import tiny_config
 
 BLOCKS = 4
-FAMILIES = ("llama", "qwen2", "qwen3", "mixtral", "gemma3_text", "gpt_neox")
+FAMILIES = ("llama", "qwen2", "olmo", "mixtral", "gemma3_text", "gpt_neox")
+"""Of olmo's blocks no weight at all is left that is not quantised."""
 SEED = 5
 CPU = torch.device("cpu")
 TOLERANCE = {torch.bfloat16: 0.03, torch.float32: 1e-5}
@@ -70,10 +71,14 @@ def by_quanto(folder: Path, like: Span, scheme: Scheme, dtype: torch.dtype) -> P
     for path in quantised_layers(like.model):
         linear = model.get_submodule(path)
         assert type(linear) is nn.Linear
-        layer = QLinear.from_module(linear, weights=qint8 if scheme == "int8" else qint4)
-        layer.weight_group_size = None if scheme == "int8" else GROUP_COLUMNS
+        if scheme == "int8":
+            layer = QLinear.from_module(linear, weights=qint8)
+        else:
+            layer = QLinear.from_module(linear, weights=qint4, optimizer=HqqOptimizer())
+            layer.weight_group_size = GROUP_COLUMNS
         model.set_submodule(path, layer)
-    freeze(model)
+    with torch.no_grad():
+        freeze(model)
     return model
 
 
