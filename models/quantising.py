@@ -35,8 +35,8 @@ __all__ = ["BlockFiles", "fill_blocks", "quantise"]
 FORMAT: Final = 1
 """Of the files. To be counted up when what is in them changes."""
 
-PIECE_BYTES: Final = 32 << 20
-"""Of a weight is quantised at once: quanto makes several copies of what it is given."""
+PIECE_BYTES: Final = 2 << 20
+"""Of a weight is quantised at once: quanto makes several copies, and the C library keeps what was freed of large ones."""
 
 Parts = dict[str, torch.Tensor]
 Loader = Callable[[int, torch.dtype], PreTrainedModel]
