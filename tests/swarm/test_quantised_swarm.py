@@ -20,7 +20,7 @@ TOKENS = 8
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_model(tmp_path_factory.mktemp("quantised") / "model", seed=4))
+    return str(make_tiny_model(tmp_path_factory.mktemp("quantised") / "model", seed=6))
 
 
 def greedy(folder: str, scheme: str, prompt: list[int]) -> list[int]:
@@ -28,7 +28,7 @@ def greedy(folder: str, scheme: str, prompt: list[int]) -> list[int]:
     checkpoint = open_checkpoint(folder)
     span, ends = checkpoint.load_span(0, checkpoint.num_blocks, quant=scheme), checkpoint.load_ends()  # type: ignore[arg-type]
     state, ids, position = span.open_session(), list(prompt), 0
-    while len(ids) < len(prompt) + TOKENS:
+    while len(ids) < len(prompt) + TOKENS and ids[-1] not in checkpoint.eos_ids:
         hidden = span.step(state, ends.embed(torch.tensor([ids[position:]]), position), position)
         position = len(ids)
         ids.append(int(ends.logits(hidden).argmax()))
