@@ -9,6 +9,7 @@ turn with the rest.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 import time
@@ -305,8 +306,8 @@ def _noise(hidden_size: int, tokens: int) -> torch.Tensor:
 def _percentiles(seconds: list[float]) -> dict[str, float | int]:
     ordered = sorted(1e3 * each for each in seconds)
     return {
-        "p50": round(ordered[len(ordered) // 2], 1),
-        "p95": round(ordered[int(0.95 * (len(ordered) - 1))], 1),
+        "p50": round(ordered[(len(ordered) - 1) // 2], 1),
+        "p95": round(ordered[math.ceil(0.95 * (len(ordered) - 1))], 1),
         "max": round(ordered[-1], 1),
         "samples": len(ordered),
     }

@@ -298,7 +298,7 @@ def _leaks(idle: list[Held], early: list[Held], late: list[Held], after: list[He
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values) or [0.0]
     return {
-        "p50": round(ordered[len(ordered) // 2], 2),
-        "p95": round(ordered[int(0.95 * (len(ordered) - 1))], 2),
+        "p50": round(ordered[(len(ordered) - 1) // 2], 2),
+        "p95": round(ordered[math.ceil(0.95 * (len(ordered) - 1))], 2),
         "max": round(ordered[-1], 2),
     }
