@@ -127,9 +127,9 @@ class Checkpoint:
             progress: told bytes downloaded and loaded.
 
         Raises:
-            BadInput: these blocks have nothing to quantise, or come quantised in a way that cannot be loaded here.
+            BadInput: these blocks have nothing to quantise, or come quantised in a way that cannot be loaded here, or
+                their family does what cannot be done on several devices.
             BadRange: the model does not have these blocks.
-            BadInput: its family does what cannot be done on several devices.
             CheckpointBroken: a file is damaged or incomplete.
             DiskFull, HubUnreachable, ModelGated, ModelNotFound: a download failed.
             OutOfMemory: the device has no room.
