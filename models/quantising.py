@@ -36,7 +36,7 @@ FORMAT: Final = 1
 """Of the files. To be counted up when what is in them changes."""
 
 PIECE_BYTES: Final = 2 << 20
-"""Of a weight is quantised at once: quanto copies it several times, and not all memory of large copies is given back."""
+"""Of a weight is quantised at once: quanto copies it several times, and not all memory of large copies comes back."""
 
 Parts = dict[str, torch.Tensor]
 Loader = Callable[[int, torch.dtype], PreTrainedModel]
