@@ -22,9 +22,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache import SpanCache, open_stock_cache
+from .experts import ROWS
+from .kernels import attend, have_kernels
 from .slabs import RaggedCache, Slab
 
-__all__ = ["NAME", "Batch", "NotRagged", "Passage", "Piece"]
+__all__ = ["NAME", "SHORT_STEP", "Batch", "NotRagged", "Passage", "Piece", "running_batch"]
 
 NAME = "swarmnode_ragged"
 """The name of our functions in a config's `_attn_implementation`."""
@@ -33,6 +35,11 @@ NAME = "swarmnode_ragged"
 LEAST_SHARED_WORK = 2**20
 """Multiplications of a step's attention from which on it pays to share it between threads. Most steps have less, and
 waking the others takes longer than they do. It is a step's own shape that decides, because bits depend on it."""
+
+SHORT_STEP = 32
+"""Tokens of the longest step whose rows go through linear layers in the kernel. Longer ones are quicker in torch's."""
+
+_CPU = torch.device("cpu")
 
 _Attention = Callable[..., tuple[torch.Tensor, object]]
 
@@ -65,11 +72,12 @@ class Piece:
 
 
 class _Session:
-    """A piece's tokens among the packed ones."""
+    """A piece's tokens among the packed ones, from `offset` on."""
 
-    def __init__(self, piece: Piece) -> None:
+    def __init__(self, piece: Piece, offset: int) -> None:
         assert isinstance(piece.cache, RaggedCache)
         self.cache = piece.cache
+        self.offset = offset
         self.rows, self.tokens, _ = piece.hidden.shape
         self.position = piece.position
         self.end = piece.position + self.tokens
@@ -77,32 +85,62 @@ class _Session:
         self.steps = tuple(zip((0, *stops[:-1]), stops, strict=True))
 
     @property
+    def stop(self) -> int:
+        """The first packed token behind its own."""
+        return self.offset + self.rows * self.tokens
+
+    @property
     def places(self) -> list[int]:
         """The position of each packed token."""
         return [*range(self.position, self.end)] * self.rows
+
+    def long_runs(self) -> Iterator[tuple[int, int]]:
+        """Where among the packed tokens those of steps with more than `SHORT_STEP` tokens are."""
+        for row in range(self.rows):
+            for start, stop in self.steps:
+                if stop - start > SHORT_STEP:
+                    yield self.offset + row * self.tokens + start, self.offset + row * self.tokens + stop
 
 
 class Batch:
     """The pieces of one pass, and how far their attention has come.
 
     Args:
-        padding: packed tokens behind those of the pieces; nothing attends to them.
+        whole_rows: what the packed tokens are filled up to a multiple of; nothing attends to those added. None leaves
+            them as they are, whatever that does to their bits.
         attention: the attention implementation of the stock model.
-        as_stock: single queries, too, are attended to by the stock kernel, which is slower.
 
     Attributes:
+        tokens: how many are packed, those that fill up among them.
+        short_runs, long_runs: where rows of steps of up to `SHORT_STEP` tokens are, and of longer ones: first row, and
+            the one behind the last. What fills up counts as short.
         layer: the layer of the stock cache that the block now running has just written.
         written: the layers whose blocks have attended.
     """
 
-    def __init__(self, pieces: Sequence[Piece], padding: int, attention: str, *, as_stock: bool) -> None:
+    def __init__(self, pieces: Sequence[Piece], whole_rows: int | None, attention: str) -> None:
         self.attention = attention
-        self.as_stock = as_stock
         self.layer: int | None = None
         self.written: set[int] = set()
-        self._sessions = [_Session(piece) for piece in pieces]
-        self._padding = padding
-        self._sizes = [session.rows * session.tokens for session in self._sessions] + ([padding] if padding else [])
+        self._sessions: list[_Session] = []
+        self._own = 0
+        for piece in pieces:
+            self._sessions.append(_Session(piece, self._own))
+            self._own = self._sessions[-1].stop
+        self.long_runs = tuple(run for session in self._sessions for run in session.long_runs())
+        self.tokens = self._own
+        if whole_rows is not None:
+            # A long run is computed with the rows behind it that make it a multiple of `ROWS`.
+            wanted = max([self._own, *(stop + (start - stop) % ROWS for start, stop in self.long_runs)])
+            self.tokens = -(-wanted // whole_rows) * whole_rows
+        edges = [0, *(edge for run in self.long_runs for edge in run), self.tokens]
+        between = zip(edges[::2], edges[1::2], strict=True)
+        self.short_runs = [(start, stop) for start, stop in between if start < stop]
+
+    @property
+    def padding(self) -> int:
+        """Packed tokens behind those of the pieces."""
+        return self.tokens - self._own
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -116,7 +154,7 @@ class Batch:
     def position_ids(self) -> torch.Tensor:
         """`[1, tokens]`; the padding repeats the last."""
         places = [place for session in self._sessions for place in session.places]
-        return torch.tensor([places + places[-1:] * self._padding])
+        return torch.tensor([places + places[-1:] * self.padding])
 
     def attend(self, call: _Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of the packed tokens, `[1, heads, tokens, width]` each; gives `[1, tokens, heads, width]`."""
@@ -124,12 +162,21 @@ class Batch:
         if layer is None or layer in self.written:
             raise NotRagged("Its attention does not keep keys and values in the common cache.")
         self.written.add(layer)
-        packed = zip(*(torch.split(states, self._sizes, 2) for states in (query, key, value)), strict=True)
-        with call.threads():
-            outs = [call.session(session, layer, *each) for session, each in zip(self._sessions, packed, strict=False)]
-        if self._padding:
-            outs.append(outs[0].new_zeros(1, self._padding, *outs[0].shape[2:]))
-        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+        singles: list[_Session] = []
+        others: list[_Session] = []
+        for session in self._sessions:
+            (singles if call.is_single(session, layer) else others).append(session)
+        if len(others) == 1 and not singles and not self.padding:
+            return call.session(others[0], layer, query, key, value)
+        out = query.new_empty(1, self.tokens, query.shape[1], value.shape[3])
+        if singles:
+            call.together(singles, layer, (query, key, value), out)
+        for session in others:
+            own = [states[:, :, session.offset : session.stop] for states in (query, key, value)]
+            out[:, session.offset : session.stop] = call.session(session, layer, *own)
+        if self.padding:
+            out[:, self._own :] = 0
+        return out
 
 
 class _Call:
@@ -140,29 +187,43 @@ class _Call:
         stock: the attention function that it would call.
         mask: what it takes for its mask.
         options: what else it tells that function.
-        as_stock: as `Batch` has it.
+        states: queries, keys and values.
     """
 
     def __init__(
-        self, module: nn.Module, stock: _Attention, mask: _Recipe, options: dict[str, Any], *, as_stock: bool
+        self,
+        module: nn.Module,
+        stock: _Attention,
+        mask: _Recipe,
+        options: dict[str, Any],
+        states: Sequence[torch.Tensor],
     ) -> None:
         self._module = module
         self._stock = stock
         self._mask = mask
         self._options = options
-        plain = stock is sdpa_attention_forward and options.get("position_bias") is None
-        self._grouped = plain and not as_stock
+        self._plain = stock is sdpa_attention_forward and options.get("position_bias") is None
         self._scale: float | None = options.get("scaling")
-        self._as_stock = as_stock
         self._threads = torch.get_num_threads()
+        self._kernel = self._plain and have_kernels(*states)
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
-        """While this lasts, each step is attended to by as many threads as it pays for."""
-        try:
-            yield
-        finally:
-            torch.set_num_threads(self._threads)
+    def is_single(self, session: _Session, layer: int) -> bool:
+        """Whether a session has one token, which the kernel can attend to together with those of others."""
+        return session.tokens == 1 and self._takes(session.cache.slab(layer), session.position)
+
+    def together(
+        self, sessions: Sequence[_Session], layer: int, states: Sequence[torch.Tensor], out: torch.Tensor
+    ) -> None:
+        """Attention of sessions with one token each, written to where they are in `out`."""
+        slabs = [session.cache.slab(layer) for session in sessions]
+        rooms, places = [], []
+        for session, slab in zip(sessions, slabs, strict=True):
+            room, at, first = slab.place(states[1], states[2], session.rows, session.position, session.end)
+            rooms.append(room)
+            places.append((session.offset, at, first))
+        attend(states, out, rooms, places, scale=self._scale, threads=self._threads)
+        for session, slab in zip(sessions, slabs, strict=True):
+            slab.written(session.position, session.end)
 
     def session(
         self, session: _Session, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -184,17 +245,38 @@ class _Call:
     def _step(
         self, session: _Session, slab: Slab, step: tuple[int, int], states: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        queries, new_keys, new_values = states
         tokens, position = step[1] - step[0], session.position + step[0]
+        if tokens == 1 and self._takes(slab, position):
+            return self._single(session, slab, position, [each.transpose(0, 2) for each in states])
+        queries, new_keys, new_values = states
         keys, values = slab.append(new_keys, new_values, position, session.end)
         first = slab.first(position)
         seen = position + tokens - first
         mask = self._mask.make(tokens, seen, position, first, queries.device)
-        if not self._as_stock:
-            torch.set_num_threads(self._threads if queries.numel() * seen > LEAST_SHARED_WORK else 1)
-        if self._grouped and tokens == 1 and mask is None:
-            return _one_query(queries, keys, values, self._scale)
-        return self._stock(self._module, queries, keys, values, mask, **self._options)[0]
+        # Bits depend on the number of threads, so it depends on the step's own shape.
+        torch.set_num_threads(self._threads if queries.numel() * seen > LEAST_SHARED_WORK else 1)
+        try:
+            if self._plain and tokens == 1 and mask is None:
+                return _one_query(queries, keys, values, self._scale)
+            return self._stock(self._module, queries, keys, values, mask, **self._options)[0]
+        finally:
+            torch.set_num_threads(self._threads)
+
+    def _takes(self, slab: Slab, position: int) -> bool:
+        """Whether the kernel can attend to a single token."""
+        if not self._kernel:
+            return False
+        first = slab.first(position)
+        return self._mask.make(1, position + 1 - first, position, first, _CPU) is None
+
+    def _single(self, session: _Session, slab: Slab, position: int, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Attention of one token of each row, `[1, heads, rows, width]`; gives `[rows, 1, heads, width]`."""
+        queries, keys, values = states
+        out = queries.new_empty(1, session.rows, queries.shape[1], values.shape[3])
+        room, at, first = slab.place(keys, values, session.rows, position, session.end)
+        attend(states, out, [room], [(0, at, first)], scale=self._scale, threads=self._threads)
+        slab.written(position, position + 1)
+        return out.transpose(0, 1)
 
 
 def _one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None) -> torch.Tensor:
@@ -226,11 +308,13 @@ class _Recipe:
         self._made: dict[Hashable, torch.Tensor | None] = {}
 
     def make(self, queries: int, keys: int, position: int, first: int, device: torch.device) -> torch.Tensor | None:
-        """For `queries` tokens from `position` on, which see `keys` tokens from `first` on."""
+        """For `queries` tokens from `position` on, which see `keys` tokens from `first` on; None where one sees all."""
         asked = (queries, keys, position, first, device)
         if asked not in self._made:
             sizes = {"q_length": queries, "kv_length": keys, "q_offset": position, "kv_offset": first}
             mask = self._make(**(self._about | sizes | {"batch_size": 1}))
+            if queries == 1 and mask is not None and mask.dtype == torch.bool and mask.all():
+                mask = None
             self._made[asked] = None if mask is None else mask.to(device)
         return self._made[asked]
 
@@ -263,6 +347,11 @@ class Passage(DynamicCache):  # type: ignore[misc]  # transformers is untyped
 _BATCH: ContextVar[Batch] = ContextVar("the batch that stock modules are running now")
 
 
+def running_batch() -> Batch | None:
+    """The batch that stock modules are running now, if any."""
+    return _BATCH.get(None)
+
+
 def _attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -276,7 +365,7 @@ def _attend(
         raise NotRagged("It makes its attention mask itself.")
     batch = _BATCH.get()
     stock = _stock_attention(batch.attention, module)
-    call = _Call(module, stock, attention_mask, options, as_stock=batch.as_stock)
+    call = _Call(module, stock, attention_mask, options, (query, key, value))
     return batch.attend(call, query, key, value), None
 
 

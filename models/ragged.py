@@ -2,7 +2,8 @@
 
 The tokens are packed into one row of `[1, tokens, hidden]`. What mixes tokens in a stock block is its attention, and
 that goes through transformers' attention interface, where `packed.py` takes each session apart. All else in a block
-works on rows, and a row's bits do not depend on its neighbours as long as there is a multiple of `whole_rows` of them.
+works on rows, and a row's bits do not depend on its neighbours in linear layers of ours (`linears.py`), and in other
+code as long as there is a multiple of `whole_rows` of them.
 """
 
 from __future__ import annotations
@@ -18,39 +19,43 @@ from transformers import PretrainedConfig
 
 from .experts import EXPERTS, ROWS
 from .layout import argument_names
-from .packed import NAME, Batch, NotRagged, Passage, Piece
+from .linears import LOW_RANK, PackedLinear
+from .packed import NAME, Batch, NotRagged, Passage
 from .quantised import QuantisedLinear
 from .slabs import RaggedCache, TokenShape
 
 __all__ = ["Ragged", "whole_rows"]
 
-LOW_RANK = frozenset(("lora_A", "lora_B"))
-"""Where PEFT keeps the matrices of adapters."""
-
 STRIDE_BYTES = 128
 """What an elementwise function takes at a time with AVX-512: two registers. With less, it is a part of that."""
 
 
-def whole_rows(blocks: Iterable[nn.Module]) -> int:
+def whole_rows(decoder: nn.Module, blocks: Iterable[nn.Module]) -> int:
     """Of how many rows a pass must be a multiple, so that no row's bits depend on how many there are.
 
-    A linear layer wants `ROWS`. Elementwise functions take `STRIDE_BYTES` at a time and the rest singly, in other
-    arithmetic; so rows times width must be a multiple of that for the narrowest values, as wide as some weight is.
+    Products with weights in torch's own kernels want `ROWS`. Elementwise functions take `STRIDE_BYTES` at a time and
+    the rest singly, in other arithmetic; so rows times width must be a multiple of that for the narrowest values, as
+    wide as some weight is or as the decoder's frequencies are, which are single.
     """
-    shapes: list[tuple[int, ...]] = []
+    widths: list[int] = []
     strides = [1]
+    rows = 1
     for path, module in (named for block in blocks for named in block.named_modules()):
         if not LOW_RANK.isdisjoint(path.split(".")):
             continue  # their product is linear from end to end
         if isinstance(module, QuantisedLinear):
-            shapes.append((module.out_features, module.in_features))
+            rows = ROWS
+            widths += module.out_features, module.in_features
             strides.append(STRIDE_BYTES // module.scale.element_size())
         for weight in module.parameters(recurse=False):
             if weight.ndim > 1:
-                shapes.append(tuple(weight.shape))
+                rows = rows if isinstance(module, PackedLinear) else ROWS
+                widths += weight.shape
                 strides.append(STRIDE_BYTES // weight.element_size())
-    narrowest, stride = math.gcd(*(width for shape in shapes for width in shape)), max(strides)
-    return max(ROWS, stride // math.gcd(stride, narrowest))
+    wanted = [(max(strides), width) for width in widths]
+    frequencies = (each for name, each in decoder.named_buffers() if name.endswith("inv_freq"))
+    wanted += [(STRIDE_BYTES // each.element_size(), each.shape[-1]) for each in frequencies]
+    return max([rows, *(stride // math.gcd(stride, width) for stride, width in wanted)])
 
 
 class Ragged:
@@ -62,6 +67,7 @@ class Ragged:
         held: the layers of the stock cache that the held blocks write.
 
     Attributes:
+        attention: the attention implementation of the stock model.
         tokens: what a token takes in each held block's slabs, once `why_not` was asked.
     """
 
@@ -71,7 +77,7 @@ class Ragged:
         # A multimodal model may only hand them on.
         self._takes_positions = not {"position_ids", "kwargs"}.isdisjoint(argument_names(decoder))
         self._configs = [(config, config._experts_implementation_internal) for config in _configs(decoder)]
-        self._attention = str(config._attn_implementation)
+        self.attention = str(config._attn_implementation)
         self._held = held
         self._windows = {layer: getattr(self._passage.layers[layer], "sliding_window", None) for layer in sorted(held)}
 
@@ -90,25 +96,20 @@ class Ragged:
         return ""
 
     @contextmanager
-    def packed(
-        self, pieces: Sequence[Piece], padding: int, device: torch.device, *, as_stock: bool
-    ) -> Iterator[dict[str, Any]]:
+    def packed(self, batch: Batch, device: torch.device, *, whole_experts: bool) -> Iterator[dict[str, Any]]:
         """Arguments for the decoder, which attends raggedly meanwhile.
 
         Args:
-            padding: rows behind those of the pieces.
             device: where the decoder computes; the pieces may have come elsewhere.
-            as_stock: by the stock kernels, with the bits of the stock model; else by quicker ones, and experts, too,
-                work on whole rows each.
+            whole_experts: experts, too, work on whole rows each.
 
         Raises:
             NotRagged: stock code does something else than attend through the interface.
         """
-        batch = Batch(pieces, padding, self._attention, as_stock=as_stock)
         arguments: dict[str, Any] = {"use_cache": True, "past_key_values": self._passage}
         if self._takes_positions:
             arguments["position_ids"] = batch.position_ids().to(device)
-        with _implementations(self._configs, experts=not as_stock), batch.running():
+        with _implementations(self._configs, experts=whole_experts), batch.running():
             yield arguments
         if batch.written != self._held:
             raise NotRagged("Its attention does not go through transformers' attention interface.")

@@ -83,16 +83,16 @@ class _Story:
         return Piece(cache, (self.hidden if hidden is None else hidden)[:, start:stop], start)
 
     def from_stock(self) -> tuple[float, float]:
-        """How far `alone`, and passes by the stock kernels, are from a stock cache, relative to the largest value."""
+        """How far `alone`, and passes without padding, are from a stock cache, relative to the largest value."""
         mine, stock = self.span.open_ragged_cache(), self.span.open_cache()
-        alone = as_stock = largest = 0.0
+        alone = unpadded = largest = 0.0
         for step, ours in enumerate(self.alone):
             piece = self.piece(mine, step)
             theirs = self.span.step(stock, piece.hidden, piece.position)
             alone = max(alone, _gap(ours, theirs))
-            as_stock = max(as_stock, _gap(self.span.run([piece])[0], theirs))
+            unpadded = max(unpadded, _gap(self.span.run([piece])[0], theirs))
             largest = max(largest, theirs.abs().max().item())
-        return alone / largest, as_stock / largest
+        return alone / largest, unpadded / largest
 
     def _alone(self, cache: RaggedCache, hidden: torch.Tensor, steps: Iterable[int]) -> list[torch.Tensor]:
         return [self.span.run([self.piece(cache, step, hidden)], deterministic=True)[0] for step in steps]

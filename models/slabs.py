@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernels import Room, room_of
+
 __all__ = ["GROWTH", "LEAST_TOKENS", "REWIND_TOKENS", "RaggedCache", "Rows", "TokenShape", "capacity"]
 
 LEAST_TOKENS = 64
@@ -99,7 +101,7 @@ class Slab:
         marks: tokens up to which what is appended is to be copied at once, and the copies.
     """
 
-    __slots__ = ("base", "keys", "marks", "room", "values", "window")
+    __slots__ = ("_kernel_room", "base", "keys", "marks", "room", "values", "window")
 
     def __init__(self, window: int | None, marks: dict[int, States | None] | None = None) -> None:
         self.window = window
@@ -108,6 +110,7 @@ class Slab:
         self.room = 0
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
+        self._kernel_room: tuple[torch.Tensor, torch.Tensor, Room] | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -143,18 +146,19 @@ class Slab:
             end: how many tokens the session will have after this pass: room is made for all of them at once.
         """
         seen = self._append(keys, values, position, end)
-        if (after := position + keys.shape[2]) in self.marks:
-            self.marks[after] = self.copy(max(position, self.base), after)
+        self.written(position, position + keys.shape[2])
         return seen
+
+    def written(self, position: int, after: int) -> None:
+        """Note that the tokens from `position` up to `after` are in: `append` does, after `place` a kernel's caller."""
+        if after in self.marks:
+            self.marks[after] = self.copy(max(position, self.base), after)
 
     def _append(self, keys: torch.Tensor, values: torch.Tensor, position: int, end: int) -> States:
         tokens = keys.shape[2]
-        if end - self.base > self.room:
-            if self.window is not None and position + tokens - self.base > _most(self.window):
-                if tokens > _most(self.window) - _kept(self.window):
-                    return self._overflow(keys, values, position)
-                self._drop(position - _kept(self.window))
-            self._make_room(end - self.base, keys, values)
+        if self.window is not None and self._overflows(self.window, tokens, position):
+            return self._overflow(keys, values, position)
+        self._prepare(keys, values, position, end)
         assert self.keys is not None
         assert self.values is not None
         at = position - self.base
@@ -163,6 +167,37 @@ class Slab:
         first = max(0, self.first(position) - self.base)
         seen = at + tokens - first
         return self.keys.narrow(2, first, seen), self.values.narrow(2, first, seen)
+
+    def place(
+        self, keys: torch.Tensor, values: torch.Tensor, rows: int, position: int, end: int
+    ) -> tuple[Room, int, int]:
+        """Make room for one token at `position` and leave the writing to a kernel.
+
+        Args:
+            keys, values: `[1, heads, tokens, width]`, among them those that will be written.
+            rows: of the session.
+            end: as in `append`.
+
+        Returns:
+            The slab as kernels know it, where in it the token belongs, and the first one that its query sees.
+        """
+        if end - self.base > self.room:
+            like = [states[:, :, :1].expand(rows, -1, -1, -1) for states in (keys, values)]
+            self._prepare(like[0], like[1], position, end)
+        known = self._kernel_room
+        if known is None or known[0] is not self.keys or known[1] is not self.values:
+            assert self.keys is not None
+            assert self.values is not None
+            known = self.keys, self.values, room_of(self.keys, self.values)
+            self._kernel_room = known
+        return known[2], position - self.base, max(0, self.first(position) - self.base)
+
+    def _prepare(self, keys: torch.Tensor, values: torch.Tensor, position: int, end: int) -> None:
+        """See to it that all tokens up to `end` have room, at the cost of those that no query sees any more."""
+        if end - self.base > self.room:
+            if self.window is not None and position + keys.shape[2] - self.base > _most(self.window):
+                self._drop(position - _kept(self.window))
+            self._make_room(end - self.base, keys, values)
 
     def _make_room(self, tokens: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         wanted = room(tokens, self.window)
@@ -180,6 +215,10 @@ class Slab:
             left = slab[:, :, base - self.base :].clone()
             slab[:, :, : left.shape[2]] = left
         self.base = base
+
+    def _overflows(self, window: int, tokens: int, position: int) -> bool:
+        """Whether there will not be room for so many tokens, even without those that no query sees any more."""
+        return tokens > _most(window) - _kept(window) and position + tokens - self.base > _most(window)
 
     def _overflow(self, keys: torch.Tensor, values: torch.Tensor, position: int) -> States:
         """As `append`, for more tokens than the slab will have room for: the last are kept, the others only seen."""

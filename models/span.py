@@ -16,8 +16,9 @@ from swarmnode.errors import BadRange, ProtocolViolation, ReplayNeeded
 from . import cut
 from .cache import SpanCache
 from .families import certificate
+from .linears import take_linears
 from .mix import Mix, mix_of, running
-from .packed import Piece
+from .packed import Batch, Piece
 from .quantised import QuantisedLinear, steady
 from .quirks import one_by_one, quirks_of
 from .ragged import Ragged, whole_rows
@@ -63,7 +64,8 @@ class Span:
         self._held = _cache_layers(blocks, self.start)
         self._ragged = Ragged(self._decoder, self._config, self._held)
         self._parts: dict[tuple[int, int], Span] = {}
-        self._whole_rows = whole_rows(blocks)
+        take_linears(blocks)
+        self._whole_rows = whole_rows(self._decoder, blocks)
         self._single_steps = quirks_of(model.config.model_type).single_steps
         self.truncatable = self.open_cache().truncatable
 
@@ -165,10 +167,10 @@ class Span:
     ) -> list[torch.Tensor]:
         """Run the blocks on the next tokens of several sessions, in one pass where they have ragged caches.
 
-        A session's steps come out the same bit for bit whoever shares the pass and in whatever order, on one CPU with
-        one number of threads. When `deterministic` is false, a piece that has a pass for itself may come out in
-        other last bits, those of the stock model: a lone stream is quicker then. So may, with quantised weights, any
-        piece of a long pass.
+        A session's steps come out the same bit for bit whoever shares the pass and in whatever order, on one CPU. When
+        `deterministic` is false, a piece that has a pass for itself is not filled up with rows that nobody needs; where
+        some weights are not in linear layers that our kernel takes, it may come out in other last bits then. So may,
+        with quantised weights, any piece of a long pass.
 
         Args:
             between: called before each block. It may run other sessions on the same blocks: no bits depend on that.
@@ -248,11 +250,11 @@ class Span:
             _go_to(piece)
         hidden = [self._here(piece.hidden).flatten(0, 1) for piece in pieces]
         sizes = [rows.shape[0] for rows in hidden]
-        as_stock = len(pieces) == 1 and not deterministic
-        padding = 0 if as_stock else -sum(sizes) % self._whole_rows
-        packed = torch.cat([*hidden, *[hidden[-1][-1:]] * padding]).unsqueeze(0)
-        mix = mix_of(pieces, padding)
-        about_pass = self._ragged.packed(pieces, padding, self.device, as_stock=as_stock)
+        whole = deterministic or len(pieces) > 1
+        batch = Batch(pieces, self._whole_rows if whole else None, self._ragged.attention)
+        packed = torch.cat([*hidden, *[hidden[-1][-1:]] * batch.padding]).unsqueeze(0)
+        mix = mix_of(pieces, batch.padding)
+        about_pass = self._ragged.packed(batch, self.device, whole_experts=whole)
         with running(mix), about_pass as about, steady(deterministic):
             out = self._through(packed, about, between)
         for piece in pieces:

@@ -13,6 +13,8 @@ mod codec;
 #[cfg(feature = "python")]
 mod handles;
 #[cfg(feature = "python")]
+mod kernels;
+#[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "python")]
 mod stream;

@@ -1,6 +1,7 @@
 //! The binding to Python: buffers in, small values out, the GIL released while they are worked on.
 
 use crate::codec::{codec_decode_into, codec_encode, codec_encode_into, codec_inspect, codec_size};
+use crate::kernels::{Linear, Room, attend, kernels_available};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
@@ -27,20 +28,28 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "Bell",
         "Body",
         "Connection",
+        "Linear",
         "Operation",
+        "Room",
         "Stream",
         "Transport",
         "TransportError",
+        "attend",
         "codec_decode_into",
         "codec_encode",
         "codec_encode_into",
         "codec_inspect",
         "codec_size",
         "frame_checksum",
+        "kernels_available",
         "model_digest",
     ];
     module.add("__all__", names)?;
     crate::transport::register(module)?;
+    module.add_class::<Linear>()?;
+    module.add_class::<Room>()?;
+    module.add_function(wrap_pyfunction!(attend, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels_available, module)?)?;
     module.add_function(wrap_pyfunction!(codec_decode_into, module)?)?;
     module.add_function(wrap_pyfunction!(codec_encode, module)?)?;
     module.add_function(wrap_pyfunction!(codec_encode_into, module)?)?;

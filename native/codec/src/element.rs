@@ -86,20 +86,24 @@ element!(F16, F16, 2, load_f16, store_f16, |value| u32::from(f32_to_f16(value)).
 element!(Bf16, Bf16, 2, load_bf16, store_bf16, |value| u32::from(f32_to_bf16(value)).to_le_bytes());
 
 /// The bfloat16 next to a finite value; beyond the largest one it is infinity.
+#[must_use]
 #[inline(always)]
-pub(crate) fn f32_to_bf16(value: f32) -> u16 {
+pub fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16
 }
 
+/// The single of a bfloat16, exact.
+#[must_use]
 #[inline(always)]
-pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
+pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// The float16 next to a value; a NaN keeps its sign and the upper bits of its payload.
+#[must_use]
 #[inline(always)]
-pub(crate) fn f32_to_f16(value: f32) -> u16 {
+pub fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let (sign, magnitude) = ((bits >> 16) as u16 & 0x8000, bits & 0x7FFF_FFFF);
     let rebias = (127 - 15) << 23;
@@ -116,9 +120,10 @@ pub(crate) fn f32_to_f16(value: f32) -> u16 {
     sign | half
 }
 
-/// Exact; a NaN comes out quiet.
+/// The single of a float16: exact; a NaN comes out quiet.
+#[must_use]
 #[inline(always)]
-pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+pub fn f16_to_f32(bits: u16) -> f32 {
     let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7FFF));
     let wide = if magnitude > 0x7C00 {
         0x7FC0_0000 | (magnitude << 13) & 0x7F_FFFF

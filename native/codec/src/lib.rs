@@ -32,6 +32,7 @@ mod source;
 mod squeeze;
 
 pub use decode::{decode_into, decode_on, inspect};
+pub use element::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use encode::{Plan, encode_into, most_bytes};
 pub use error::CodecError;
 pub use header::{HEADER_BYTES, Header, MAX_VALUES};

@@ -1,6 +1,7 @@
 """The types of the Rust extension; `scripts/check` compares them with the binary."""
 
 import sys
+from collections.abc import Sequence
 from typing import final
 
 from typing_extensions import Buffer
@@ -10,16 +11,20 @@ __all__ = [
     "Bell",
     "Body",
     "Connection",
+    "Linear",
     "Operation",
+    "Room",
     "Stream",
     "Transport",
     "TransportError",
+    "attend",
     "codec_decode_into",
     "codec_encode",
     "codec_encode_into",
     "codec_inspect",
     "codec_size",
     "frame_checksum",
+    "kernels_available",
     "model_digest",
 ]
 
@@ -67,6 +72,50 @@ def codec_decode_into(blob: Buffer, out: Buffer, /, out_dtype: int, rows: int, c
 
     After an error the content of `out` is anything.
     """
+
+# The kernels: what comes out for a row depends on this row and on what it is multiplied with, bit for bit, however
+# many rows there are and threads take part. Tensors are DLPack capsules named "dltensor" (torch's `to_dlpack`), on the
+# CPU, in float32, float16 or bfloat16, of up to four dimensions whose last has no gaps. ValueError if they do not fit.
+
+def kernels_available() -> bool:
+    """Whether this CPU has code of its own."""
+
+@final
+class Room:
+    """One session's keys and values in one block, `[rows, key heads, room, width]` each."""
+
+    def __new__(cls, keys: object, values: object, /) -> Room: ...
+
+def attend(
+    queries: object,
+    keys: object,
+    values: object,
+    out: object,
+    rooms: Sequence[Room],
+    places: Sequence[tuple[int, int, int]],
+    /,
+    scale: float,
+    threads: int,
+    soft_cap: float | None = None,
+    sinks: Sequence[float] | None = None,
+) -> None:
+    """Put each session's new key and value into its room and attend to what its query sees.
+
+    Queries, new keys and new values are `[1, heads, tokens, width]`, `out` is `[1, tokens, heads, width]`. A place says
+    where the first of a session's rows stands among the tokens, where in its room the new key goes, and which one there
+    is the first that the query sees.
+    """
+
+@final
+class Linear:
+    """A linear layer's weights, `[outputs, inputs]`, and its bias, `[outputs]`."""
+
+    def __new__(cls, weights: object, bias: object | None, /) -> Linear: ...
+    def apply(self, rows: object, out: object, runs: Sequence[tuple[int, int]], /, threads: int) -> None:
+        """Write into `out`, `[rows, outputs]`, the layer's results for those of `rows`, `[rows, inputs]`, in `runs`.
+
+        A run is the first row and the one behind the last; they come in order.
+        """
 
 def frame_checksum(*parts: Buffer) -> int:
     """CRC-32C of the parts as if they were one run of bytes."""
