@@ -137,7 +137,7 @@ class Client:
 
     async def _talk(self, case: Case) -> None:
         """Two turns in one session, now and then with a long pause between them."""
-        async with self._model.session() as session:
+        async with self._model.session(max_tokens=case.tokens) as session:
             await self._turn(session, case.prompt, case.answer)
             if self._dice.random() < 0.4:
                 await trio.sleep(self._dice.uniform(*AWAY_SECONDS))
@@ -157,7 +157,7 @@ class Client:
 
     async def _cancel_turn(self, case: Case) -> None:
         """A turn is broken off, taken back, and asked again in the same session."""
-        async with self._model.session() as session:
+        async with self._model.session(max_tokens=case.tokens) as session:
             with trio.move_on_after(self._dice.uniform(0, CANCEL_SECONDS)) as scope:
                 await self._turn(session, case.prompt, case.answer)
             if scope.cancelled_caught:
