@@ -150,7 +150,7 @@ class Pond:
     def run(self, start: int, end: int, *steps: torch.Tensor) -> list[torch.Tensor]:
         """What blocks `start:end` make of these steps, computed right here."""
         span = self.checkpoint.load_span(start, end, dtype=torch.float32)
-        cache = span.open_cache()
+        cache = span.open_session()
         return [span.step(cache, hidden, cache.position) for hidden in steps]
 
     def run_deterministically(self, start: int, end: int, *steps: torch.Tensor) -> list[torch.Tensor]:
