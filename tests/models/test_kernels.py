@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from swarmnode import _native
 from swarmnode.models.kernels import Linear, attend, have_kernels, room_of
@@ -62,7 +63,7 @@ def test_attention_is_torchs(
             torch.cat([held[:, :, first:before], new], 2).float().repeat_interleave(group, 1)
             for held, new in zip(slab, own[1:], strict=True)
         ]
-        expected.append(scaled_dot_product_attention(own[0].float(), *seen).transpose(0, 2))
+        expected.append(scaled_dot_product_attention(own[0].float(), seen[0], seen[1]).transpose(0, 2))
         slabs.append(slab)
         places.append((offset, before, first))
     rooms = [room_of(*slab) for slab in slabs]
@@ -109,9 +110,9 @@ def test_what_is_no_tensor_of_theirs_is_refused() -> None:
     whole = torch.zeros(2, 3)
     for wrong in (torch.zeros(2, 3, dtype=torch.int32), torch.zeros(1, 1, 1, 2, 3), torch.zeros(3, 2).t()):
         with pytest.raises(ValueError, match=r"not a tensor that the kernels take|do not fit"):
-            _native.Linear(torch.to_dlpack(wrong), None)
-    layer = _native.Linear(torch.to_dlpack(whole), None)
-    rows, out = torch.to_dlpack(torch.zeros(4, 3)), torch.to_dlpack(torch.zeros(4, 2))
+            _native.Linear(to_dlpack(wrong), None)
+    layer = _native.Linear(to_dlpack(whole), None)
+    rows, out = to_dlpack(torch.zeros(4, 3)), to_dlpack(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="do not fit"):
         layer.apply(rows, rows, [(0, 4)], 1)
     with pytest.raises(ValueError, match="do not fit"):
