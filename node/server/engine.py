@@ -8,15 +8,12 @@ done with before it is (`pauses.py`). Knows no stream.
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
 import outcome
-import torch
 import trio
 from typing_extensions import Buffer
 
@@ -29,7 +26,6 @@ from swarmnode.node.defaults import (
     PREFIX_BLOCK_TOKENS,
     STEP_BODY_BYTES,
 )
-from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.node.torch_thread import TorchThread
 from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.messages import Step, TensorHeader
@@ -38,6 +34,7 @@ from .batch import Computed, Held, Job, run_batch
 from .busy import Busy, as_error, busy_for
 from .cache_budget import CacheBudget, CacheStatistics
 from .giving_way import GivingWay
+from .measuring import Costs, learn_costs, measure_rates
 from .pauses import parted
 from .prefix import LEAST_BLOCK_TOKENS, Chain, PrefixStatistics
 from .prefix_rows import Prefixes
@@ -46,8 +43,6 @@ from .schedule import Activity, Chunk, Pending, Priority, Schedule, segments_of
 
 __all__ = ["Computed", "Engine", "Use"]
 
-MEASURED_DECODE_STEPS = 8
-MEASURED_PREFILL_TOKENS = 64
 WIDEST_ELEMENT_BYTES = 4
 
 _log = logging.getLogger("swarmnode.engine")
@@ -130,7 +125,7 @@ class Engine:
         self._between = GivingWay(torch_thread, span.device)
         self._to_end: list[tuple[bytes, SwarmnodeError]] = []
         self._waiting = trio.Event()
-        self._first_tokens = self._token_bytes = 0
+        self._costs = Costs(span)
 
     @property
     def start(self) -> int:
@@ -167,7 +162,7 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """What all caches may have allocated together; 0 where states do not grow, or before `measure`."""
-        return self._budget.budget * self._token_bytes
+        return self._budget.budget * self._costs.token_bytes
 
     @property
     def waiting_steps(self) -> int:
@@ -184,21 +179,8 @@ class Engine:
 
     async def measure(self, known: Rates | None = None) -> None:
         """Learn what caches cost, and by a few steps of noise how quick this server is, unless that is known."""
-        self._token_bytes, self._first_tokens = await self._torch_thread.run(self._learn_costs)
-        if known is not None:
-            self.rates = known
-            return
-        rates = Rates()
-        held = Held(self._span, await self._torch_thread.run(self._span.open_session))
-        shapes = [MEASURED_PREFILL_TOKENS, MEASURED_PREFILL_TOKENS] + [1] * MEASURED_DECODE_STEPS
-        position = 0
-        for number, tokens in enumerate(shapes):
-            seconds = await self._torch_thread.run(self._timed, held, tokens, position)
-            position += tokens
-            # The first step of either kind warms up kernels and memory.
-            if number not in (0, 2):
-                rates.observe(tokens, seconds, 1.0)
-        self.rates = rates
+        self._costs = await self._torch_thread.run(learn_costs, self._span)
+        self.rates = await measure_rates(self._span, self._torch_thread) if known is None else known
 
     async def run(self) -> None:
         """For ever: look again at steps that wait, for room or for their turn, and give up those that wait too long."""
@@ -217,7 +199,7 @@ class Engine:
 
     async def open(self, use: Use) -> Busy | None:
         """Take a new session on blocks inside the span, with an empty cache; or say why not now."""
-        cost = partial(self._cost, (use.end - use.start) / (self.end - self.start))
+        cost = partial(self._costs.tokens, (use.end - use.start) / (self.end - self.start))
         busy = self._budget.open(
             use.session,
             use.peer,
@@ -360,22 +342,7 @@ class Engine:
 
     def _unused_bytes(self) -> int:
         """What no session holds of the budget. From any thread: a moment later it may be less, and is asked again."""
-        return self._budget.free * self._token_bytes
-
-    def _cost(self, share: float, tokens: int) -> int:
-        """What a session on this share of the span allocates for so many tokens, in tokens of the whole span."""
-        if self._span.ragged and self._token_bytes:
-            tokens = -(-self._span.cache_bytes(tokens) // self._token_bytes)
-        elif tokens:
-            tokens += self._first_tokens
-        return math.ceil(share * tokens)
-
-    def _learn_costs(self) -> tuple[int, int]:
-        """Bytes of a token of the whole span, and tokens' worth of what a session holds from its first token on."""
-        token_bytes = self._span.token_bytes
-        if self._span.ragged or not token_bytes:
-            return token_bytes, 0
-        return token_bytes, -(-(self._span.cache_bytes(1) - token_bytes) // token_bytes)
+        return self._budget.free * self._costs.token_bytes
 
     def _hold(self, use: Use) -> Held:
         start, end = use.start, use.end
@@ -389,12 +356,6 @@ class Engine:
         public_tokens = use.public_tokens if self._share_prefixes else 0
         about = (start, end, use.dtype, adapter)
         return Held(part, cache, Chain(about, use.peer, public_tokens, self._prefixes.block_tokens))
-
-    def _timed(self, held: Held, tokens: int, position: int) -> float:
-        noise = torch.randn(1, tokens, self.hidden_size, dtype=self._span.dtype, device=self._span.device)
-        begun = time.perf_counter()
-        tensor_to_bytes(held.part.step(held.cache, noise, position), "float32")  # waits for the device
-        return time.perf_counter() - begun
 
 
 def _nobody() -> None:
