@@ -104,9 +104,9 @@ def test_blocks_that_the_bundled_model_does_not_have(told: Told) -> None:
             ["--cache-tokens", "--cache-memory", "Leave one"],
         ),
         (
-            ("--cache-memory", "9000GiB"),
+            ("--cache-memory", "64MiB", "--max-memory", "1MiB"),
             "out-of-memory",
-            ["GiB for a cache of", "smaller --cache-memory"],
+            ["MiB for a cache of", "smaller --cache-memory"],
         ),
         (("--blocks", "0:2", "--cache-memory", "0MiB"), "bad-input", ["A cache of no memory"]),
         (("--num-blocks", "2", "--blocks", "0:2"), "bad-input", ["--blocks 0:2", "--num-blocks", "Leave one"]),
