@@ -313,7 +313,8 @@ class _Recipe:
         if asked not in self._made:
             sizes = {"q_length": queries, "kv_length": keys, "q_offset": position, "kv_offset": first}
             mask = self._make(**(self._about | sizes | {"batch_size": 1}))
-            if queries == 1 and mask is not None and mask.dtype == torch.bool and mask.all():
+            # On a GPU, asking would wait for it.
+            if queries == 1 and mask is not None and mask.is_cpu and mask.dtype == torch.bool and mask.all():
                 mask = None
             self._made[asked] = None if mask is None else mask.to(device)
         return self._made[asked]
