@@ -6,9 +6,11 @@ layers are not used: they cannot run in torch's inference mode, and have groups 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -144,8 +146,16 @@ def _block_parts(index: int, layers: Mapping[str, QuantisedLinear], files: Block
         assert isinstance(linear, nn.Linear)
         held |= {f"{path}.{part}": made for part, made in quantise(linear.weight.detach(), files.scheme).items()}
         linear.register_parameter("weight", None)  # its memory is wanted
+        _give_back()
     files.write(index, held)
     return held
+
+
+def _give_back() -> None:
+    """Have the C library return what was freed to the system: quantising frees much in pieces that it would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class BlockFiles:

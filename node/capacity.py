@@ -37,6 +37,12 @@ reckoned, with 71 MiB beyond it."""
 LOADING_BYTES: Final = 64 << 20
 """What a load takes beyond its weights and one block that is being converted."""
 
+QUANTISING_BLOCKS: Final = 3
+"""Blocks, as they are stored, whose room it takes to quantise one: the block, and what is made on the way."""
+
+UNPACKING_BYTES: Final = 64 << 20
+"""What long steps take beyond that where a layer's weights are made whole for them."""
+
 RUNNING_BYTES: Final = 128 << 20
 """What the rest of the process grows by from before the load to serving: libraries, buffers, the allocator's holes."""
 
@@ -136,8 +142,9 @@ def need_of(task: Task, window: Window, cache_tokens: int) -> Need:
     # Steps of a session are on their way in and out at once, as bytes beside the tensors.
     bodies = 2 * MAX_IN_FLIGHT_STEPS * task.body_bytes
     cache = _cache_bytes(task, window, cache_tokens)
-    stepping = int(STEP_FACTOR * step) + STEP_BYTES + bodies
-    loading = max(footprint.stored[start:end]) + LOADING_BYTES
+    quantised = footprint.stored != footprint.weights
+    stepping = int(STEP_FACTOR * step) + STEP_BYTES + bodies + (UNPACKING_BYTES if quantised else 0)
+    loading = max(footprint.stored[start:end]) * (QUANTISING_BLOCKS if quantised else 1) + LOADING_BYTES
     # The cache is empty while blocks load, so that the two never need room together.
     return Need(sum(footprint.weights[start:end]), cache, RUNNING_BYTES + max(stepping, loading - cache))
 
