@@ -51,7 +51,7 @@ def settle(model: PreTrainedModel, placement: Placement) -> None:
     """Put the blocks of a part, loaded in the machine's memory, to their places; all else to the first device."""
     blocks = cast(nn.ModuleList, model.get_submodule(model.swarmnode_layout.blocks))
     held = list(blocks)[model.part.start : model.part.end]
-    stores = {device: _Store(device) for device in placement.devices}
+    stores = {device: _Store(device) for device in {placement.devices[index] for index in placement.offloaded}}
     for index, (block, device) in enumerate(zip(held, placement.devices, strict=True)):
         if index in placement.offloaded:
             stores[device].keep(block)
@@ -143,7 +143,7 @@ class _Store:
             weight.slots[weight.name] = copy
         following = (index + 1) % len(self._blocks)
         if self._stream is not None and following != index and len(self._ready) < MAX_WAITING_BLOCKS:
-            self._ready.setdefault(following, self._copy(following))
+            self._ready[following] = self._copy(following)
 
     def _leave(self, index: int) -> None:
         for weight in self._blocks[index]:

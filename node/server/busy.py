@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from swarmnode.errors import PeerBusy, PeerRefused
 from swarmnode.node.defaults import MAX_RETRY_AFTER_SECONDS, MIN_RETRY_AFTER_SECONDS
 
-__all__ = ["Busy", "as_error", "busy_for", "never"]
+__all__ = ["FIRST_GUESS_SECONDS", "LASTING_WEIGHT", "Busy", "Lasting", "as_error", "busy_for", "never"]
+
+FIRST_GUESS_SECONDS: Final = 10.0
+"""How long what was let in is taken to last while none of it has ended yet."""
+
+LASTING_WEIGHT: Final = 0.2
+"""Of the newest in the mean of those that have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,21 @@ def busy_for(reason: str, seconds: float) -> Busy:
 def never(reason: str) -> Busy:
     """Not now, and not later."""
     return Busy(reason, None)
+
+
+class Lasting:
+    """How long what was let in lasts here: an exponential mean over what has ended.
+
+    Attributes:
+        seconds: that mean.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = FIRST_GUESS_SECONDS
+
+    def ended(self, since: float, now: float) -> None:
+        """Something that was let in at `since` is over."""
+        self.seconds += LASTING_WEIGHT * (max(0.0, now - since) - self.seconds)
 
 
 def as_error(busy: Busy) -> PeerRefused:

@@ -32,20 +32,14 @@ from swarmnode.node.defaults import (
     MAX_SESSIONS_PER_PEER,
 )
 
-from .busy import Busy, busy_for, never
+from .busy import LASTING_WEIGHT, Busy, Lasting, busy_for, never
 from .line import Line
 from .schedule import Activity, Priority
 
 __all__ = ["CacheBudget", "CacheStatistics", "Reserved"]
 
-FIRST_GUESS_SECONDS: Final = 10.0
-"""How long sessions are taken to last while none has ended yet."""
-
 FIRST_GUESS_SHARE: Final = 0.05
 """Of the budget, what sessions are taken to come to hold while none has ended yet."""
-
-WEIGHT: Final = 0.2
-"""Of the newest session in the means of how long sessions last and how much they hold."""
 
 PEER_SHARE: Final = 0.5
 """Of the budget. What one peer holds beyond it gives way first, and nobody gives way to it."""
@@ -138,7 +132,7 @@ class CacheBudget:
         self._doomed: dict[bytes, bytes] = {}  # for whom each is to give way once its chunk is through
         self._held = 0
         self._number = 0
-        self._lasting_seconds = FIRST_GUESS_SECONDS
+        self._lasting = Lasting()
         self._usual = FIRST_GUESS_SHARE * budget
         self._evicted_idle = self._evicted_active = self._refused = 0
 
@@ -233,8 +227,8 @@ class CacheBudget:
         if ended.place is not None:  # another server of its route had no room, so it will come again
             self._line.stand(ended.peer, ended.priority, now, ended.place)
         if ended.most:
-            self._lasting_seconds += WEIGHT * (max(0.0, now - ended.since) - self._lasting_seconds)
-            self._usual += WEIGHT * (ended.most - self._usual)
+            self._lasting.ended(ended.since, now)
+            self._usual += LASTING_WEIGHT * (ended.most - self._usual)
 
     def _make_room(self, session: bytes, wanted: int, tokens: int, now: float) -> Reserved:
         asks = self._sessions[session]
@@ -368,11 +362,11 @@ class CacheBudget:
         if before:
             reason += f"; peers before you: {before}"
         lacks = max(0.0, (waiting + before + 1) * self._usual - left)
-        return busy_for(f"{reason}.", self._lasting_seconds * lacks / self.budget)
+        return busy_for(f"{reason}.", self._lasting.seconds * lacks / self.budget)
 
     def _busy(self, reason: str, now: float, peer: str | None = None) -> Busy:
         """With the time after which, by how long sessions last here, the next one should end."""
         ages = [now - each.since for each in self._sessions.values() if peer in (None, each.peer)]
         if not ages:
-            return busy_for(reason, self._lasting_seconds)
-        return busy_for(reason, max(self._lasting_seconds - max(ages), self._lasting_seconds / len(ages)))
+            return busy_for(reason, self._lasting.seconds)
+        return busy_for(reason, max(self._lasting.seconds - max(ages), self._lasting.seconds / len(ages)))

@@ -11,21 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from swarmnode.node.defaults import MAX_TRAINING_PASSES, MAX_TRAINING_PASSES_PER_PEER, TRAINING_GRACE_SECONDS
 
-from .busy import Busy, busy_for
+from .busy import Busy, Lasting, busy_for
 from .schedule import PATIENCE_BATCHES
 from .turns import Turns
 
 __all__ = ["TrainingLine"]
-
-FIRST_GUESS_SECONDS: Final = 10.0
-"""How long passes are taken to last while none has ended yet."""
-
-WEIGHT: Final = 0.2
-"""Of the newest pass in the mean of how long they last."""
 
 Work = TypeVar("Work")
 
@@ -61,7 +55,7 @@ class TrainingLine(Generic[Work]):
         self._turns = Turns()
         self._passed_over = 0
         self._last_batch = -grace_seconds
-        self._lasting_seconds = FIRST_GUESS_SECONDS
+        self._lasting = Lasting()
 
     @property
     def waiting(self) -> bool:
@@ -92,7 +86,7 @@ class TrainingLine(Generic[Work]):
         self.bytes -= over.bytes
         if self._current is not None and self._current[0] == key:
             self._current = None
-        self._lasting_seconds += WEIGHT * (max(0.0, now - over.since) - self._lasting_seconds)
+        self._lasting.ended(over.since, now)
 
     def add(self, key: Hashable, group: Work, tokens: int) -> None:
         """A group of a pass is there to be computed, behind the pass's others."""
@@ -137,4 +131,4 @@ class TrainingLine(Generic[Work]):
     def _busy(self, reason: str, now: float) -> Busy:
         """With the time after which, by how long passes last here, the next one should end."""
         oldest = max((now - each.since for each in self._passes.values()), default=0.0)
-        return busy_for(reason, self._lasting_seconds - oldest)
+        return busy_for(reason, self._lasting.seconds - oldest)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmnode.node.defaults import MIN_RETRY_AFTER_SECONDS
-from swarmnode.node.server.cache_budget import FIRST_GUESS_SECONDS, CacheBudget
+from swarmnode.node.server.busy import FIRST_GUESS_SECONDS
+from swarmnode.node.server.cache_budget import CacheBudget
 from swarmnode.node.server.line import Line
 from swarmnode.node.server.schedule import Activity, Priority
 
