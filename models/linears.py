@@ -1,6 +1,7 @@
-"""Linear layers in a shared pass: rows of short steps through our kernel, rows of long ones as if alone in torch's.
+"""Stock linear layers that compute few rows through our kernel: of blocks in a shared pass, and of a model's output.
 
-So no row's bits depend on who shares the pass, and few rows cost little more than one.
+In a shared pass rows of long steps go through torch's as if alone. So no row's bits depend on who shares the pass, and
+few rows cost little more than one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch.nn.functional import linear
 
 from .experts import ROWS
 from .kernels import Linear, have_kernels
-from .packed import Batch, running_batch
+from .packed import SHORT_STEP, Batch, running_batch
 
-__all__ = ["LOW_RANK", "PackedLinear", "take_linears"]
+__all__ = ["LOW_RANK", "OutputLinear", "PackedLinear", "take_linears", "take_output"]
 
 LOW_RANK = frozenset(("lora_A", "lora_B"))
 """Where PEFT keeps the matrices of adapters. They are given one step at a time as it is."""
@@ -24,37 +25,42 @@ ALIGNED_BYTES = 64
 """What an address is a multiple of where torch allocates. Its kernels' bits may depend on that."""
 
 
-class PackedLinear(nn.Linear):
-    """A stock linear layer that, while a batch is running, computes each row as if it were alone."""
+class _KernelLinear(nn.Linear):
+    """A stock linear layer that knows its weights as the kernel takes them."""
 
     _kernel: Linear | None = None
 
+    def _kernel_for(self, rows: torch.Tensor) -> Linear | None:
+        """The kernel on the weights where they are now; None where it does not take them, or not such rows."""
+        weight, bias = self.weight, self.bias
+        if rows.dtype != weight.dtype:
+            return None
+        if self._kernel is None or not self._kernel.is_of(weight, bias):
+            self._kernel = Linear(weight, bias) if have_kernels(weight) else None
+        return self._kernel
+
+
+class PackedLinear(_KernelLinear):
+    """One that, while a batch is running, computes each row as if it were alone."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         batch = running_batch()
-        weight, bias = self.weight, self.bias
-        if batch is None or input.dtype != weight.dtype or not self._has_kernel(weight, bias):
-            return linear(input, weight, bias)
+        kernel = None if batch is None else self._kernel_for(input)
+        if batch is None or kernel is None:
+            return linear(input, self.weight, self.bias)
         packed = input.ndim == 3 and input.shape[0] == 1 and input.shape[1] == batch.tokens
         # Rows in another order than the batch's could be of any step.
         short = batch.short_runs if packed else [(0, input.shape[:-1].numel())]
         if not short:
-            return linear(input, weight, bias)
-        assert self._kernel is not None
-        out = input.new_empty(*input.shape[:-1], weight.shape[0])
+            return linear(input, self.weight, self.bias)
+        out = input.new_empty(*input.shape[:-1], self.weight.shape[0])
         if packed:
-            self._kernel.apply(input, out, short)
+            kernel.apply(input, out, short)
         else:
-            self._kernel.apply(input.reshape(-1, input.shape[-1]), out.view(-1, out.shape[-1]), short)
+            kernel.apply(input.reshape(-1, input.shape[-1]), out.view(-1, out.shape[-1]), short)
         if packed and batch.long_runs:
             self._long_runs(batch, input[0], out[0])
         return out
-
-    def _has_kernel(self, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-        """Whether the kernel takes such weights; then it knows where they are now."""
-        kernel = self._kernel
-        if kernel is None or not kernel.is_of(weight, bias):
-            self._kernel = Linear(weight, bias) if have_kernels(weight) else None
-        return self._kernel is not None
 
     def _long_runs(self, batch: Batch, rows: torch.Tensor, out: torch.Tensor) -> None:
         for start, stop in batch.long_runs:
@@ -64,9 +70,28 @@ class PackedLinear(nn.Linear):
             out[start:stop] = linear(run, self.weight, self.bias)[: stop - start]
 
 
+class OutputLinear(_KernelLinear):
+    """One at the end of a model, where no batch runs: few rows, as at every decode step, take the kernel."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows = input.shape[:-1].numel()
+        kernel = self._kernel_for(input) if 0 < rows <= SHORT_STEP and not torch.is_grad_enabled() else None
+        if kernel is None:
+            return linear(input, self.weight, self.bias)
+        out = input.new_empty(*input.shape[:-1], self.weight.shape[0])
+        kernel.apply(input.reshape(rows, -1), out.view(rows, -1), [(0, rows)])
+        return out
+
+
 def take_linears(blocks: Iterable[nn.Module]) -> None:
     """Make the blocks' linear layers, where they are stock ones and the kernel takes their weights, packed ones."""
     for block in blocks:
         for path, module in block.named_modules():
             if type(module) is nn.Linear and LOW_RANK.isdisjoint(path.split(".")) and have_kernels(module.weight):
                 module.__class__ = PackedLinear
+
+
+def take_output(module: nn.Module | None) -> None:
+    """Make a model's output embeddings, if they are a stock linear layer that the kernel takes, an `OutputLinear`."""
+    if type(module) is nn.Linear and have_kernels(module.weight):
+        module.__class__ = OutputLinear

@@ -46,7 +46,9 @@ async def load_model(
     own_dtype, own_device = torch_dtype(dtype, checkpoint.dtype), torch_device(device)
 
     def load_ends(tell: Progress) -> Ends:
-        return checkpoint.load_ends(dtype=own_dtype, device=own_device, progress=tell)
+        ends = checkpoint.load_ends(dtype=own_dtype, device=own_device, progress=tell)
+        ends.take_kernels()
+        return ends
 
     ends = await load(load_ends, progress)
     tokenizer = await load(lambda _: checkpoint.tokenizer(), None)

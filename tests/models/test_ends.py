@@ -9,6 +9,8 @@ import torch
 
 from swarmnode.errors import ProtocolViolation
 from swarmnode.models.ends import Ends
+from swarmnode.models.kernels import have_kernels
+from swarmnode.models.linears import OutputLinear
 from swarmnode.models.tiny import VOCABULARY, tiny_config
 from swarmnode.models.tiny_checkpoint import TinyCheckpoint, tiny_checkpoint
 
@@ -100,3 +102,20 @@ def test_scales_and_caps_of_the_logits_are_the_ends_work(
             plain = whole.lm_head(whole.model.norm(hidden))
         assert callable(expected)
         torch.testing.assert_close(checkpoint.ends().logits(hidden, last_only=False), expected(plain))
+
+
+def test_logits_of_few_rows_by_our_kernel(gpt2: TinyCheckpoint) -> None:
+    """A row's bits are its own, close to the stock ones; many rows, and training, have the stock kernel."""
+    stock, ours = gpt2.ends(), gpt2.ends()
+    ours.take_kernels()
+    hidden = torch.randn(1, 33, 64)
+    few = ours.logits(hidden[:, :32], last_only=False)
+    assert torch.allclose(few, stock.logits(hidden[:, :32], last_only=False), atol=1e-5, rtol=1e-5)
+    if have_kernels(hidden):
+        assert type(ours.model.get_output_embeddings()) is OutputLinear
+        for row in range(32):
+            assert torch.equal(ours.logits(hidden[:, row : row + 1]), few[:, row : row + 1])
+    assert torch.equal(ours.logits(hidden, last_only=False), stock.logits(hidden, last_only=False))
+    learnt = hidden[:, :1].clone().requires_grad_()
+    ours.model.get_output_embeddings()(learnt).sum().backward()
+    assert learnt.grad is not None

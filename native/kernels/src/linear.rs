@@ -12,7 +12,8 @@ use crate::view::View;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Rows that are worked on together: with their outputs sixteen sums, which registers hold.
+/// Most rows that are worked on together: with their outputs sixteen sums, which are added up in one go. On CPUs whose
+/// registers hold fewer sums it is `Isa::ROWS`.
 const ROWS: usize = 8;
 
 /// Outputs that are worked on together.
@@ -179,15 +180,15 @@ impl<E: Element> Part<'_, E> {
         let [_, _, _, inputs] = self.given.weights.shape();
         // SAFETY: weights are only read.
         let weights = unsafe { self.given.weights.rows::<E>([0, 0, first], outputs) };
-        let goes = sums.len().div_ceil(ROWS) * inputs.div_ceil(BLOCK) * outputs.div_ceil(OUTPUTS);
-        let ahead = if sums.len() > ROWS { size_of_val(weights) } else { AHEAD_BYTES };
+        let goes = sums.len().div_ceil(I::ROWS) * inputs.div_ceil(BLOCK) * outputs.div_ceil(OUTPUTS);
+        let ahead = if sums.len() > I::ROWS { size_of_val(weights) } else { AHEAD_BYTES };
         let mut lines = Lines::ahead(weights, ahead, goes);
         for block in (0..inputs).step_by(BLOCK) {
             let end = inputs.min(block + BLOCK);
             let steps = block / LANES..end.div_ceil(LANES);
-            for (number, sums) in sums.chunks_mut(ROWS).enumerate() {
+            for (number, sums) in sums.chunks_mut(I::ROWS).enumerate() {
                 let mut rows: [&[Line]; ROWS] = [&[]; ROWS];
-                for (place, row) in rows.iter_mut().zip(number * ROWS..number * ROWS + sums.len()) {
+                for (place, row) in rows.iter_mut().zip(number * I::ROWS..number * I::ROWS + sums.len()) {
                     let from = row * self.steps;
                     *place = self.wide.get(from + steps.start..from + steps.end).unwrap_or_default();
                 }

@@ -96,6 +96,7 @@ unsafe fn widened(words: *const u16) -> __m256 {
 
 impl Isa for Avx2 {
     type V = [__m256; 2];
+    const ROWS: usize = 3;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {

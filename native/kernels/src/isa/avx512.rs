@@ -74,6 +74,7 @@ fn sixteenths(a: __m512, b: __m512) -> __m512 {
 
 impl Isa for Avx512 {
     type V = __m512;
+    const ROWS: usize = 8;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

@@ -25,6 +25,9 @@ pub(crate) trait Isa: Copy {
     /// Sixteen singles.
     type V: Copy;
 
+    /// Rows whose products with two others registers hold, 1 to 8: sums that are put aside at every step cost twice the time.
+    const ROWS: usize;
+
     fn splat(self, value: f32) -> Self::V;
     fn load(self, values: &[f32; LANES]) -> Self::V;
     fn load_bf16(self, values: &[u16; LANES]) -> Self::V;

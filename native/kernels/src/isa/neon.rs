@@ -49,6 +49,7 @@ unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
 
 impl Isa for Neon {
     type V = [float32x4_t; 4];
+    const ROWS: usize = 3;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {

@@ -24,6 +24,7 @@ fn both(mut a: [f32; LANES], b: [f32; LANES], op: impl Fn(f32, f32) -> f32) -> [
 
 impl Isa for Portable {
     type V = [f32; LANES];
+    const ROWS: usize = 8;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {
