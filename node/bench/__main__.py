@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from swarmnode.node.cli.libraries import set_up_libraries
+
 from .report import print_report
 
 BENCHES = {
@@ -28,6 +30,7 @@ def main() -> int:
         for known, what in BENCHES.items():
             print(f"  {known:10}  {what}", file=sys.stderr)
         return 0 if name in {"-h", "--help"} else 2
+    set_up_libraries(debug=False)  # before torch is imported: all computes under the rules of every command
     bench = import_module(f"{__package__}.{name}")
     print_report(name, bench.run(sys.argv[2:]))
     return 0

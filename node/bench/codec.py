@@ -20,7 +20,6 @@ import torch
 
 from swarmnode._native import codec_decode_into, codec_encode
 from swarmnode.models.bundled import BUNDLED_NAME
-from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.protocols.tensors import DTYPE_NUMBERS
 
 from . import codec_quality, rivals
@@ -59,7 +58,6 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     parser.add_argument("--tokens", type=int, default=10_240, help="of the quality part")
     parser.add_argument("--only", choices=("speed", "quality"))
     asked = parser.parse_args(argv)
-    set_up_libraries(debug=False)
 
     from swarmnode.models.checkpoint import open_checkpoint
 

@@ -24,7 +24,6 @@ import trio
 
 from swarmnode.models.bundled import BUNDLED_NAME
 from swarmnode.models.settings import Sampling
-from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.node.cli.main import main
 from swarmnode.node.demo import begin_bootstrap, make_servers, process_environment, serve_shares
 from swarmnode.node.library import Model, open_node
@@ -90,7 +89,6 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"there is no part {min(unknown)!r}, but {', '.join(PARTS)}")
     asked.dtype = asked.dtype or ("bfloat16" if asked.model == "llama-1b" else "float32")
-    set_up_libraries(debug=False)
     environ = process_environment(os.environ)
     with tempfile.TemporaryDirectory(prefix="swarmnode-bench-") as folder:
         own = {**environ, "XDG_CONFIG_HOME": folder}

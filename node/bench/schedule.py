@@ -12,7 +12,6 @@ from functools import partial
 from typing import Final
 
 from swarmnode.models.bundled import BUNDLED_NAME
-from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.node.server.cache_budget import CacheBudget
 from swarmnode.node.server.schedule import Activity, Priority
 
@@ -74,7 +73,6 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     }
     costs = COSTS
     if asked.measure:
-        set_up_libraries(debug=False)
         from .pass_cost import measure
 
         cost, passes = measure(asked.model, asked.measure)

@@ -25,7 +25,6 @@ import trio
 
 from swarmnode.models.bundled import BUNDLED_NAME
 from swarmnode.models.checkpoint import open_checkpoint
-from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.node.cli.main import main
 from swarmnode.node.defaults import MAX_RETRY_AFTER_SECONDS, MIN_RETRY_AFTER_SECONDS
 from swarmnode.node.demo import begin_bootstrap, equal_shares, make_servers, process_environment, serve_shares
@@ -87,7 +86,6 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
     model, seconds, clients = asked.model, asked.seconds, asked.clients
-    set_up_libraries(debug=False)
     with tempfile.TemporaryDirectory(prefix="swarmnode-soak-") as folder:
         environ = process_environment(os.environ)
         environ |= {"XDG_CONFIG_HOME": folder, "XDG_STATE_HOME": folder, "OMP_NUM_THREADS": "1"}

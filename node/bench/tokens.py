@@ -22,7 +22,6 @@ import trio
 
 from swarmnode.models.bundled import BUNDLED_NAME
 from swarmnode.models.settings import Sampling
-from swarmnode.node.cli.libraries import set_up_libraries
 from swarmnode.node.cli.main import main
 from swarmnode.node.codec import COMPRESSIONS
 from swarmnode.node.demo import begin_bootstrap, equal_shares, make_servers, process_environment, serve_shares
@@ -62,7 +61,6 @@ def run(argv: Sequence[str]) -> dict[str, object]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compression", default="auto", choices=COMPRESSIONS, help="of the swarms")
     asked = parser.parse_args(argv)
-    set_up_libraries(debug=False)  # this process computes under the rules of every command, so plain transformers does
     environ = process_environment(os.environ)
     sizes = [int(size) for size in asked.servers.split(",")]
     with tempfile.TemporaryDirectory(prefix="swarmnode-bench-") as folder:

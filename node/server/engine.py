@@ -1,8 +1,8 @@
 """The span of a server and all that wants to use it: takes steps, runs them in batches, keeps caches within bounds.
 
-What to run next, and who may hold how much, is decided in `schedule.py` and `cache_budget.py`; `batch.py` computes. One
-batch is under way at a time; but one that carries much prefill stops between blocks for batches of decode, which are
-done with before it is (`pauses.py`). Knows no stream.
+What to run next and when, and who may hold how much, is decided in `schedule.py`, `gathering.py` and
+`cache_budget.py`; `batch.py` computes. One batch is under way at a time; but one that carries much prefill stops
+between blocks for batches of decode, which are done with before it is (`pauses.py`). Knows no stream.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing_extensions import Buffer
 
 from swarmnode.errors import MachineFault, ReplayNeeded, SwarmnodeError
 from swarmnode.models.span import Span
+from swarmnode.node.background import race
 from swarmnode.node.defaults import (
     LOOK_AGAIN_SECONDS,
     MAX_STEP_WAIT_SECONDS,
@@ -27,49 +28,26 @@ from swarmnode.node.defaults import (
     STEP_BODY_BYTES,
 )
 from swarmnode.node.torch_thread import TorchThread
-from swarmnode.protocols.adapters import AdapterId
 from swarmnode.protocols.messages import Step, TensorHeader
 
 from .batch import Computed, Held, Job, run_batch
 from .busy import Busy, as_error, busy_for
 from .cache_budget import CacheBudget, CacheStatistics
+from .gathering import Gathering
 from .giving_way import GivingWay
 from .measuring import Costs, learn_costs, measure_rates
 from .pauses import parted
 from .prefix import LEAST_BLOCK_TOKENS, Chain, PrefixStatistics
 from .prefix_rows import Prefixes
 from .rates import Rates
-from .schedule import Activity, Chunk, Pending, Priority, Schedule, segments_of
+from .schedule import Activity, Chunk, Pending, Schedule, segments_of
+from .use import Use
 
-__all__ = ["Computed", "Engine", "Use"]
+__all__ = ["Computed", "Engine"]
 
 WIDEST_ELEMENT_BYTES = 4
 
 _log = logging.getLogger("swarmnode.engine")
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Who wants to use which blocks, and how far.
-
-    Attributes:
-        tokens: how far the session is meant to grow. No promise on either side.
-        dtype: in which its hidden states come.
-        public_tokens: how many of its first tokens are no secret.
-        ended: told why when the engine has to end the session.
-        adapter: with which it computes.
-    """
-
-    session: bytes
-    peer: str
-    start: int
-    end: int
-    tokens: int
-    priority: Priority
-    ended: Callable[[SwarmnodeError], None]
-    dtype: str
-    public_tokens: int
-    adapter: AdapterId | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +103,8 @@ class Engine:
         self._between = GivingWay(torch_thread, span.device)
         self._to_end: list[tuple[bytes, SwarmnodeError]] = []
         self._waiting = trio.Event()
+        self._gathering = Gathering()
+        self._gathers: trio.Event | None = None  # without `run` nobody would end it
         self._costs = Costs(span)
 
     @property
@@ -181,9 +161,21 @@ class Engine:
         """Learn what caches cost, and by a few steps of noise how quick this server is, unless that is known."""
         self._costs = await self._torch_thread.run(learn_costs, self._span)
         self.rates = await measure_rates(self._span, self._torch_thread) if known is None else known
+        if self.rates.decode_tokens_per_second:
+            self._gathering.pace.observe(1, 1 / self.rates.decode_tokens_per_second)
 
     async def run(self) -> None:
         """For ever: look again at steps that wait, for room or for their turn, and give up those that wait too long."""
+        await race(self._look_again, self._stop_gathering)
+
+    async def _stop_gathering(self) -> None:
+        while True:
+            self._gathers = trio.Event()
+            await self._gathers.wait()
+            await trio.sleep_until(self._gathering.until or trio.current_time())
+            self._next()
+
+    async def _look_again(self) -> None:
         while True:
             await self._waiting.wait()
             await trio.sleep(LOOK_AGAIN_SECONDS)
@@ -247,6 +239,7 @@ class Engine:
             )
         )
         if busy is None:
+            self._gathering.came(session, trio.current_time())
             self._next()
         return busy
 
@@ -262,7 +255,7 @@ class Engine:
 
     def _next(self) -> None:
         """Begin the next batch, unless there is one that has to end first."""
-        while not self._batch:
+        while not self._batch and not self._waits_for_others():
             room = partial(self._has_room, trio.current_time())
             batch = self._schedule.next_batch(room, prefill=not self._interrupted)
             ending, self._to_end = self._to_end, []
@@ -270,6 +263,7 @@ class Engine:
                 self._end(session, why)
             first, behind = parted(batch, self._schedule.pace)
             if first:
+                self._gathering.begun()
                 self._batch = first
                 self._start(first, None)
             if behind:
@@ -279,6 +273,14 @@ class Engine:
                 break
         if self._schedule.waiting_steps:
             self._waiting.set()
+
+    def _waits_for_others(self) -> bool:
+        """Whether decode, which alone could run now, waits for sessions that are about to come."""
+        others = self._interrupted or self._schedule.waiting_prefills or not self._schedule.waiting_steps
+        if others or self._gathers is None or not self._gathering.waits(trio.current_time()):
+            return False
+        self._gathers.set()
+        return True
 
     def _start(self, batch: list[Chunk[Job]], between: GivingWay | None) -> None:
         run = partial(run_batch, batch, deterministic=self._deterministic, prefixes=self._prefixes, between=between)
@@ -316,6 +318,9 @@ class Engine:
             self._schedule.done(session)
             if self._sessions[session].closing:
                 self._release(session)
+        through = {chunk.step.session for chunk in batch if chunk.last} & self._sessions.keys()
+        idle = [session for session in through if self._schedule.activity(session) is Activity.IDLE]
+        self._gathering.given(idle, trio.current_time())
         if self._schedule.waiting_steps:
             self._next()
         self.batch_over()
@@ -329,7 +334,10 @@ class Engine:
         if not done or any(computed.known_tokens for _, computed in done):
             return  # how quick it is shows only in what is computed
         seconds = max(computed.compute_us for _, computed in done) / 1e6
-        self._schedule.pace.observe(sum(chunk.tokens for chunk in batch), seconds)
+        tokens = sum(chunk.tokens for chunk in batch)
+        self._schedule.pace.observe(tokens, seconds)
+        if not any(chunk.step.is_prefill for chunk in batch):
+            self._gathering.pace.observe(tokens, seconds)
         # What a session that decodes gets of it; how quick prefill is shows only where it has a batch for itself.
         shown = done if len(batch) == 1 else [each for each in done if each[0].step.tokens == 1][:1]
         for chunk, _ in shown:
@@ -338,6 +346,7 @@ class Engine:
 
     def _release(self, session: bytes) -> None:
         del self._sessions[session]
+        self._gathering.forget(session)
         self._budget.release(session, trio.current_time())
 
     def _unused_bytes(self) -> int:

@@ -25,9 +25,10 @@ from swarmnode.protocols.records import ModelId, ServerState
 from swarmnode.protocols.tensors import DTYPE_BYTES, KNOWN_CODECS
 
 from .busy import as_error
-from .engine import Engine, Use
+from .engine import Engine
 from .schedule import Priority
 from .session import ServerSession
+from .use import Use
 
 __all__ = ["SessionHandler"]
 

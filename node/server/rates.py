@@ -41,7 +41,8 @@ class Rates:
 class Pace:
     """What batches take: a line through those run lately, so many seconds for each and so many for each token.
 
-    Newer batches weigh more, as in `Rates`. Until batches of different sizes were seen, all is put down to tokens.
+    Newer batches weigh more, as in `Rates`. Until batches of different sizes were seen, all is put down to tokens; when
+    they are all of a size again, a token costs what it did.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Pace:
         self._seconds = 0.0
         self._tokens_squared = 0.0
         self._products = 0.0
+        self._token_seconds: float | None = None
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A batch of `tokens` took `seconds`."""
@@ -61,18 +63,20 @@ class Pace:
         self._seconds = kept * self._seconds + seconds
         self._tokens_squared = kept * self._tokens_squared + tokens * tokens
         self._products = kept * self._products + tokens * seconds
+        mean_tokens, mean_seconds = self._tokens / self._batches, self._seconds / self._batches
+        spread = self._tokens_squared / self._batches - mean_tokens**2
+        if spread > MIN_SPREAD * mean_tokens**2:
+            self._token_seconds = (self._products / self._batches - mean_tokens * mean_seconds) / spread
 
     def seconds(self, tokens: int, batches: int) -> float:
         """What `batches` that carry `tokens` together should take; 0 while no batch was seen."""
         if not self._batches:
             return 0.0
         mean_tokens, mean_seconds = self._tokens / self._batches, self._seconds / self._batches
-        spread = self._tokens_squared / self._batches - mean_tokens**2
         slope = mean_seconds / mean_tokens
-        if spread > MIN_SPREAD * mean_tokens**2:
-            slope = (self._products / self._batches - mean_tokens * mean_seconds) / spread
+        if self._token_seconds is not None:
             # Noise may tilt the line so far that a batch or a token would cost less than nothing.
-            slope = min(max(slope, 0.0), mean_seconds / mean_tokens)
+            slope = min(max(self._token_seconds, 0.0), slope)
         return slope * tokens + (mean_seconds - slope * mean_tokens) * batches
 
 

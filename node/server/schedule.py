@@ -220,12 +220,18 @@ class Schedule(Generic[Work]):
         self._tokens_of: dict[str, int] = {}
         self._tokens = 0
         self._steps = 0
+        self._prefills = 0
         self._number = 0
 
     @property
     def waiting_steps(self) -> int:
         """Steps that no batch has wholly carried yet."""
         return self._steps
+
+    @property
+    def waiting_prefills(self) -> int:
+        """Those of them that are prefill."""
+        return self._prefills
 
     @property
     def waiting_tokens(self) -> int:
@@ -255,6 +261,7 @@ class Schedule(Generic[Work]):
         self._number += 1
         session.steps.append(_Waiting(step, self._number, tokens))
         self._steps += 1
+        self._prefills += step.is_prefill
         self._count(step.peer, tokens)
         return None
 
@@ -298,6 +305,7 @@ class Schedule(Generic[Work]):
         known.steps.clear()
         for waiting in dropped:
             self._steps -= 1
+            self._prefills -= waiting.step.is_prefill
             self._count(waiting.step.peer, waiting.carried - waiting.tokens)
         known.cancelled = known.runs
         self._drop_if_empty(session)
@@ -346,6 +354,7 @@ class Schedule(Generic[Work]):
         if chunk.last:
             session.steps.popleft()
             self._steps -= 1
+            self._prefills -= head.step.is_prefill
 
     def _count(self, peer: str, tokens: int) -> None:
         self._tokens += tokens

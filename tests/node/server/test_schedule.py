@@ -303,6 +303,9 @@ class AnySchedule(RuleBasedStateMachine):
     def accounts_hold(self) -> None:
         assert self.schedule.waiting_steps == sum(map(len, self.waiting.values()))
         assert self.schedule.waiting_tokens == self.tokens_waiting()
+        assert self.schedule.waiting_prefills == sum(
+            step.is_prefill for steps in self.waiting.values() for step in steps
+        )
         for session, steps in self.waiting.items():
             activity = self.schedule.activity(session.encode())
             expected = Activity.RUNNING if session in self.running else Activity.WAITING if steps else Activity.IDLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from trio.testing import MockClock
 from support.pond import Pond, held
 from swarmnode.errors import PeerLost
 from swarmnode.node.defaults import BATCH_TOKENS, EVICTABLE_SECONDS, MAX_IN_FLIGHT_STEPS, MAX_STEP_WAIT_SECONDS
+from swarmnode.node.server.batch import run_batch
 from swarmnode.node.tensors import tensor_to_bytes
 from swarmnode.protocols.messages import (
     Attach,
@@ -296,6 +298,44 @@ async def test_a_step_that_waits_too_long_for_its_turn_ends_its_session(pond: Po
             "A step waited for 120 seconds, because this server is overloaded.",
         )
         assert torch.equal((await first.output())[1], pond.run(0, 4, pond.hidden(3))[0])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_decode_step_waits_for_a_session_that_is_about_to_come(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+
+    def noted(chunks: Sequence[object], **options: Any) -> object:
+        batches.append(len(chunks))
+        return run_batch(chunks, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("swarmnode.node.server.engine.run_batch", noted)
+    server, names = pond.serve(0, 4), [b"1" * 16, b"2" * 16]
+    prompt, *tokens = (pond.hidden(count, seed=count) for count in (3, 1, 1, 1))
+    talks = [await pond.opened(pond.network(), server, pond.open_message(0, 4, session=name)) for name in names]
+    for talk in talks:
+        await talk.step(0, prompt, 0)
+        await talk.output()
+    gathering = server.engine._gathering
+    for sessions in (1, 8):  # ten seconds for itself, it is told, and that the first session answers within one
+        gathering.pace.observe(sessions, 10.0 + sessions / 100)
+    gathering.given(names[:1], trio.current_time() - 1)
+    gathering.came(names[0], trio.current_time())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.engine.run)
+        await trio.testing.wait_all_tasks_blocked()
+        batches.clear()
+        gathering.given(names[:1], trio.current_time())
+        for talk in reversed(talks):
+            await talk.step(1, tokens[0], 3)
+            await trio.testing.wait_all_tasks_blocked()
+        for talk in talks:
+            assert torch.equal((await talk.output())[1], pond.run(0, 4, prompt, tokens[0])[1])
+        assert batches == [2]
+        await talks[1].step(2, tokens[1], 4)  # and runs all the same when nobody comes
+        await talks[1].output()
+        assert batches == [2, 1]
         nursery.cancel_scope.cancel()
 
 
