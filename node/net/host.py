@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -95,9 +95,7 @@ class Libp2pNetwork:
         self._host.get_addrs = lambda: maddrs  # its own takes a millisecond, for every question
         self._host.new_stream = self._new_stream  # its own negotiates byte by byte, in two round trips
         self._host._schedule_identify = self._schedule_identify  # its own runs in trio's system nursery, past our end
-        self._kademlia = Kademlia(
-            self._host, identity.peer, lambda: self.connected, self._is_connected, self._reach_known
-        )
+        self._kademlia = Kademlia(self._host, identity.peer, self._keepers, self._is_connected, self._reach_known)
         self._dialler = Dialler(identity.peer, nursery, self._is_connected, self._dial_endpoint)
         self.questions = 0  # of other peers' look-ups, answered here
         self._identified: dict[str, trio.Event] = {}
@@ -183,14 +181,18 @@ class Libp2pNetwork:
         return await self._negotiate(peer, protocol)
 
     async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
-        living = await self._kademlia.look_up(key, count)
-        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, {self.peer, *living}, count)]
+        return self._closest(key, await self._kademlia.look_up(key, count), count)
 
     def known_closest(self, key: bytes, count: int) -> list[PeerAddrs]:
-        return [
-            PeerAddrs(peer, self._plain_addrs(peer))
-            for peer in closest(key, self._kademlia.known() | {self.peer}, count)
-        ]
+        return self._closest(key, self._kademlia.known(), count)
+
+    def _closest(self, key: bytes, peers: Iterable[str], count: int) -> list[PeerAddrs]:
+        ours = {self.peer} if self.addrs else set()
+        return [PeerAddrs(peer, self._plain_addrs(peer)) for peer in closest(key, ours.union(peers), count)]
+
+    def _keepers(self) -> list[str]:
+        """The connected peers that others can reach as well. What one that listens nowhere keeps, nobody would find."""
+        return [peer for peer in self.connected if self._known_addrs(peer)]
 
     # Connections.
 
@@ -321,15 +323,15 @@ class Libp2pNetwork:
         self._nursery.start_soon(self._identify, peer_id, reason)
 
     async def _identify(self, peer_id: ID, reason: str) -> None:
-        """Learn where a connected peer listens and what it speaks; then it may enter the routing table."""
+        """Learn where a connected peer listens and what it speaks; if others can reach it, it enters the table."""
         done = self._identified_event(peer_id.to_base58())
         if done.is_set():
             return
         try:
             with trio.move_on_after(IDENTIFY_SECONDS):
                 await self._host._identify_peer(peer_id, reason=reason)
-                store = self._host.get_peerstore()
-                if store.supports_protocols(peer_id, [KADEMLIA]):
+                store, addrs = self._host.get_peerstore(), self._known_addrs(peer_id.to_base58())
+                if addrs and store.supports_protocols(peer_id, [KADEMLIA]):
                     await self._kademlia.add(PeerInfo(peer_id, store.addrs(peer_id)))
         except Exception as error:  # noqa: BLE001 - foreign code fed by a peer: it may raise anything
             _log.debug("%s could not be identified: %r", peer_id, error)

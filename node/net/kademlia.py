@@ -48,7 +48,7 @@ class Kademlia:
     Args:
         host: py-libp2p's.
         peer: our own peer id.
-        connected: the peers with a connection now.
+        connected: the peers with a connection now that others can reach, too.
         is_connected: whether there is a connection to a peer; quick, it is asked with every question.
         reach: have a connection to a peer, by the addresses known of it. Raises `PeerUnreachable`, `PeerRefused`.
     """

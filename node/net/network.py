@@ -151,7 +151,8 @@ class Network(Protocol):
     async def closest_peers(self, key: bytes, count: int) -> list[PeerAddrs]:
         """The up to `count` live peers closest to a 32-byte key in Kademlia's metric, nearest first.
 
-        We ourselves are among them where we belong. Asks the network; takes up to seconds.
+        We ourselves are among them where we belong; nobody who listens nowhere is, since others could not reach it.
+        Asks the network; takes up to seconds.
         """
 
     def known_closest(self, key: bytes, count: int) -> list[PeerAddrs]:

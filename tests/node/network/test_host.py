@@ -305,6 +305,22 @@ async def test_whom_others_tell_of_but_who_is_silent_is_not_found_and_forgotten(
 
 
 @over_each
+async def test_those_who_listen_nowhere_are_close_to_nothing() -> None:
+    """However many there are: what they keep, others would not find."""
+    async with hosts(2) as (one, other), hosts(12, ()) as silent:
+        await one.connect(other.addrs[0])
+        await other.connect(one.addrs[0])
+        for each in silent:
+            await each.connect(one.addrs[0])
+            await each.connect(other.addrs[0])
+            await one.open_stream(each.peer, ECHO)  # it is there, all the same
+        for asker in (one, other, silent[0]):
+            found = await asker.closest_peers(bytes(32), 8)
+            assert {each.peer for each in found} == {one.peer, other.peer}
+            assert {each.peer for each in asker.known_closest(bytes(32), 8)} == {one.peer, other.peer}
+
+
+@over_each
 async def test_four_hundred_connections_come_and_go() -> None:
     async with hosts(1) as (server,):
         for _ in range(20):
