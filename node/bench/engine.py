@@ -170,7 +170,7 @@ async def _prompt(ground: Ground) -> dict[str, object]:
     prefills: dict[str, list[float]] = {kind: [] for kind in ground.models}
     for number in range(ground.asked.rounds + 1):
         for kind, model in ground.models.items():
-            before, during, seconds = await _beside(model, tokens)
+            before, during, seconds = await _beside(model, tokens, number)
             if number:
                 quiet[kind] += before
                 beside[kind] += during
@@ -266,8 +266,12 @@ async def _together(model: Model, count: int, steps: int) -> tuple[float, list[f
         return count * steps / (time.perf_counter() - begun), taken
 
 
-async def _beside(model: Model, prefill_tokens: int) -> tuple[list[float], list[float], float]:
-    """What decode steps of one session take: alone, and while another sends a long prompt; and what that takes."""
+async def _beside(model: Model, prefill_tokens: int, number: int) -> tuple[list[float], list[float], float]:
+    """What decode steps of one session take: alone, and while another sends a long prompt; and what that takes.
+
+    Args:
+        number: of the round. Each has a prompt of its own, of which the server knows no beginning.
+    """
     async with model.session() as decoding, model.session() as prompted:
         state = _noise(model.hidden_size, 1)
         await decoding.step(_noise(model.hidden_size, CONTEXT_TOKENS), keep=0)
@@ -278,7 +282,7 @@ async def _beside(model: Model, prefill_tokens: int) -> tuple[list[float], list[
 
         async def prefill() -> None:
             nonlocal ended
-            await prompted.step(_noise(model.hidden_size, prefill_tokens), keep=1)
+            await prompted.step(_noise(model.hidden_size, prefill_tokens, 1 + number), keep=1)
             ended = time.perf_counter()
             through.set()
 
@@ -295,10 +299,10 @@ async def _timed(session: Any, state: torch.Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def _noise(hidden_size: int, tokens: int) -> torch.Tensor:
+def _noise(hidden_size: int, tokens: int, seed: int = 0) -> torch.Tensor:
     import torch
 
-    return torch.randn(1, tokens, hidden_size, generator=torch.Generator().manual_seed(tokens))
+    return torch.randn(1, tokens, hidden_size, generator=torch.Generator().manual_seed(seed))
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float | int]:
