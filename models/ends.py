@@ -43,7 +43,6 @@ class Ends:
         self._first: Gate = gates[0]
         self._last: Gate = gates[-1]
         self._first.remembers = True
-        self._cache = open_stock_cache(self._config, frozenset())  # blocks are elsewhere: it holds only how far we are
 
     def take_kernels(self) -> None:
         """Have the logits of few rows come from our kernel: sooner, and without the stock kernels' last bits."""
@@ -95,8 +94,9 @@ class Ends:
         return logits.float()
 
     def _forward(self, module: Any, position: int, ids: torch.Tensor) -> Any:
-        seek(self._cache, position)
-        return module(input_ids=ids, **cut.step_arguments(module, self._cache, position, ids))
+        cache = open_stock_cache(self._config, frozenset())
+        seek(cache, position)
+        return module(input_ids=ids, **cut.step_arguments(module, cache, position, ids))
 
     def _forget(self) -> None:
         self._first.seen = self._last.seen = self._last.incoming = None
