@@ -22,22 +22,3 @@ def _own_state_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     for name in list(os.environ):
         if name.startswith("SWARMNODE_"):
             monkeypatch.delenv(name)
-
-
-LONG = (
-    "swarm/test_equality.py",
-    "repo/test_wheel.py",
-    "interop/",
-)
-"""What takes minutes goes first: begun last, it would keep one core busy while the other has nothing left to do."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in order of how long they take, as far as that matters."""
-    folder = Path(__file__).parent
-
-    def place(item: pytest.Item) -> int:
-        name = item.path.relative_to(folder).as_posix()
-        return next((number for number, long in enumerate(LONG) if name.startswith(long)), len(LONG))
-
-    items.sort(key=place)
