@@ -5,6 +5,7 @@ A row's bits do not depend on how many rows there are nor on how many threads ta
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch 
 from swarmnode import _native
 from swarmnode._native import Room
 
-__all__ = ["Linear", "Room", "attend", "have_kernels", "room_of"]
+__all__ = ["Linear", "Room", "attend", "have_kernels", "room_of", "torch_is_quick"]
 
 _AVAILABLE = _native.kernels_available()
 
@@ -25,6 +26,21 @@ def have_kernels(*tensors: torch.Tensor) -> bool:
     """Whether the kernels take such tensors: all of one dtype, on this CPU."""
     dtype = tensors[0].dtype
     return _AVAILABLE and dtype in _DTYPES and all(each.dtype == dtype and each.is_cpu for each in tensors)
+
+
+@functools.cache
+def torch_is_quick(dtype: torch.dtype) -> bool:
+    """Whether torch has a kernel for many rows of this type on this CPU.
+
+    It has none for half-width types on most CPUs that people have at home, those without AVX-512: there it takes four
+    times as long as ours.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    asked = torch.ops.mkldnn
+    return bool(asked._is_mkldnn_bf16_supported() if dtype is torch.bfloat16 else asked._is_mkldnn_fp16_supported())
 
 
 def room_of(keys: torch.Tensor, values: torch.Tensor) -> Room:

@@ -1,8 +1,4 @@
-"""Stock linear layers that compute few rows through our kernel: of blocks in a shared pass, and of a model's output.
-
-In a shared pass rows of long steps go through torch's as if alone. So no row's bits depend on who shares the pass, and
-few rows cost little more than one.
-"""
+"""Stock linear layers that compute few rows through our kernel: of blocks in a shared pass, and of a model's output."""
 
 from __future__ import annotations
 
@@ -12,17 +8,14 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from .experts import ROWS
-from .kernels import Linear, have_kernels
-from .packed import SHORT_STEP, Batch, running_batch
+from .kernels import Linear, have_kernels, torch_is_quick
+from .packed import SHORT_STEP, running_batch
+from .runs import Many, by_runs
 
 __all__ = ["LOW_RANK", "OutputLinear", "PackedLinear", "take_linears", "take_output"]
 
 LOW_RANK = frozenset(("lora_A", "lora_B"))
 """Where PEFT keeps the matrices of adapters. They are given one step at a time as it is."""
-
-ALIGNED_BYTES = 64
-"""What an address is a multiple of where torch allocates. Its kernels' bits may depend on that."""
 
 
 class _KernelLinear(nn.Linear):
@@ -47,27 +40,15 @@ class PackedLinear(_KernelLinear):
         batch = running_batch()
         kernel = None if batch is None else self._kernel_for(input)
         if batch is None or kernel is None:
-            return linear(input, self.weight, self.bias)
-        packed = input.ndim == 3 and input.shape[0] == 1 and input.shape[1] == batch.tokens
-        # Rows in another order than the batch's could be of any step.
-        short = batch.short_runs if packed else [(0, input.shape[:-1].numel())]
-        if not short:
-            return linear(input, self.weight, self.bias)
-        out = input.new_empty(*input.shape[:-1], self.weight.shape[0])
-        if packed:
-            kernel.apply(input, out, short)
-        else:
-            kernel.apply(input.reshape(-1, input.shape[-1]), out.view(-1, out.shape[-1]), short)
-        if packed and batch.long_runs:
-            self._long_runs(batch, input[0], out[0])
-        return out
+            return self._by_torch(input)
+        many = self._many if torch_is_quick(input.dtype) else None
+        return by_runs(batch, input, self.weight.shape[0], kernel.apply, many)
 
-    def _long_runs(self, batch: Batch, rows: torch.Tensor, out: torch.Tensor) -> None:
-        for start, stop in batch.long_runs:
-            run = rows[start : stop + (start - stop) % ROWS]
-            if run.data_ptr() % ALIGNED_BYTES:
-                run = run.clone()
-            out[start:stop] = linear(run, self.weight, self.bias)[: stop - start]
+    def _many(self) -> Many:
+        return self._by_torch
+
+    def _by_torch(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 class OutputLinear(_KernelLinear):
@@ -75,7 +56,8 @@ class OutputLinear(_KernelLinear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         rows = input.shape[:-1].numel()
-        kernel = self._kernel_for(input) if 0 < rows <= SHORT_STEP and not torch.is_grad_enabled() else None
+        few = rows <= SHORT_STEP or not torch_is_quick(input.dtype)
+        kernel = self._kernel_for(input) if rows and few and not torch.is_grad_enabled() else None
         if kernel is None:
             return linear(input, self.weight, self.bias)
         out = input.new_empty(*input.shape[:-1], self.weight.shape[0])

@@ -9,16 +9,18 @@ with codes from 0 to 15, two to a byte, in groups of `GROUP_COLUMNS` columns. So
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["GROUP_COLUMNS", "SCHEMES", "QuantisedLinear", "Scheme", "quantisable", "steady"]
+from .kernels import torch_is_quick
+from .packed import SHORT_STEP, running_batch
+from .runs import Many, by_runs
+
+__all__ = ["GROUP_COLUMNS", "SCHEMES", "QuantisedLinear", "Scheme", "quantisable"]
 
 Scheme = Literal["int8", "int4"]
 SCHEMES: Final[tuple[Scheme, ...]] = get_args(Scheme)
@@ -29,11 +31,6 @@ GROUP_COLUMNS: Final = 64
 BLOCK_ROWS: Final = (64, 32)
 """torch's CPU kernel for 4 bits wants a weight in blocks of so many rows: with AVX-512, with AVX2."""
 
-LONG_ROWS: Final[dict[Scheme, int]] = {"int8": 32, "int4": 64}
-"""torch's CPU kernels for few bits go through the weight for each row of the input. With more rows than this it is
-quicker to make the weight whole again and multiply as usual: here the two were measured to meet.
-"""
-
 ROUTERS: Final = frozenset(("classifier", "gate", "router", "router_gate", "shared_expert_gate", "wg"))
 """Names of layers that choose experts. They are tiny, and a choice that comes out otherwise is a large error."""
 
@@ -42,8 +39,6 @@ LEAST_OUTPUTS: Final = 32
 
 UNPACKED_BYTES: Final = 16 << 20
 """Codes are brought into a kernel's order in pieces that take no more than this while they are."""
-
-_STEADY: ContextVar[bool] = ContextVar("steady", default=False)
 
 
 def quantisable(block: nn.Module, scheme: Scheme) -> dict[str, nn.Linear]:
@@ -60,16 +55,6 @@ def quantisable(block: nn.Module, scheme: Scheme) -> dict[str, nn.Linear]:
         and module.out_features >= LEAST_OUTPUTS
         and (scheme == "int8" or module.in_features % GROUP_COLUMNS == 0)
     }
-
-
-@contextmanager
-def steady(always: bool) -> Iterator[None]:
-    """Inside, if `always`, a row's bits do not depend on how many there are: short and long passes take one kernel."""
-    token = _STEADY.set(always)
-    try:
-        yield
-    finally:
-        _STEADY.reset(token)
 
 
 class QuantisedLinear(nn.Linear):
@@ -135,13 +120,17 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As nn.Linear; gradients reach the input and the bias."""
-        if self._has_kernel(input.device) and self._is_for_kernel(input):
-            out = self._by_kernel(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
-        elif self.scheme == "int8" and self._dtype is not torch.float16:
-            # Scaled afterwards, codes are exact in any type; but float16 ends where their sums may go.
-            out = functional.linear(input, self.codes.to(self._dtype)) * self.scale
+        rows = input.shape[:-1].numel()
+        if not self._takes_kernel(input) or not rows:
+            out = self._by_weight()(input)
+        elif (batch := running_batch()) is not None:
+            many = self._by_weight if torch_is_quick(self._dtype) else None
+            out = by_runs(batch, input, self.out_features, self._by_kernel, many)
+        elif rows <= SHORT_STEP or not torch_is_quick(self._dtype):
+            out = input.new_empty(*input.shape[:-1], self.out_features)
+            self._by_kernel(input.reshape(rows, -1), out.view(rows, -1), [(0, rows)])
         else:
-            out = functional.linear(input, self.weight)
+            out = self._by_weight()(input)
         return out if self.bias is None else out + self.bias  # type: ignore[redundant-expr]  # nn.Linear has it
 
     def extra_repr(self) -> str:
@@ -153,15 +142,29 @@ class QuantisedLinear(nn.Linear):
             return False  # for other types the CPU's kernels are slower than what is done without them
         return self.in_features % 4 == 0 if self.scheme == "int8" else self.out_features % max(BLOCK_ROWS) == 0
 
-    def _is_for_kernel(self, input: torch.Tensor) -> bool:
-        if (self.scheme == "int4" and not self._block_rows) or (torch.is_grad_enabled() and input.requires_grad):
+    def _takes_kernel(self, input: torch.Tensor) -> bool:
+        if not self._has_kernel(input.device) or (torch.is_grad_enabled() and input.requires_grad):
             return False
-        return _STEADY.get() or input.numel() <= LONG_ROWS[self.scheme] * self.in_features
+        return self.scheme == "int8" or self._block_rows > 0
 
-    def _by_kernel(self, rows: torch.Tensor) -> torch.Tensor:
-        if self.scheme == "int8":
-            return torch._weight_int8pack_mm(rows, self.codes, self.scale)
-        return torch._weight_int4pack_mm_for_cpu(rows, self.codes, GROUP_COLUMNS, self.scale)
+    def _by_kernel(self, rows: torch.Tensor, out: torch.Tensor, runs: Sequence[tuple[int, int]]) -> None:
+        """torch's kernels go through the weight once for each row."""
+        for start, stop in runs:
+            if self.scheme == "int8":
+                out[start:stop] = torch._weight_int8pack_mm(rows[start:stop], self.codes, self.scale)
+            else:
+                out[start:stop] = torch._weight_int4pack_mm_for_cpu(
+                    rows[start:stop], self.codes, GROUP_COLUMNS, self.scale
+                )
+
+    def _by_weight(self) -> Many:
+        """What multiplies by the weight made whole again, which is quicker for more rows than a few."""
+        if self.scheme == "int8" and self._dtype is not torch.float16:
+            # Scaled afterwards, codes are exact in any type; but float16 ends where their sums may go.
+            codes = self.codes.to(self._dtype)
+            return lambda rows: functional.linear(rows, codes) * self.scale
+        weight = self.weight
+        return lambda rows: functional.linear(rows, weight)
 
     def _from_order(self) -> torch.Tensor:
         codes = _out_of_order(self.codes, self._block_rows)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import torch
@@ -99,6 +100,7 @@ def quantise(weight: torch.Tensor, scheme: Scheme) -> Parts:
 def _quantise_piece(weight: torch.Tensor, scheme: Scheme) -> Parts:
     from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, qint4, qint8
 
+    _compile_nothing()
     rows, columns = weight.shape
     if scheme == "int8":
         scale = _not_zero(AbsmaxOptimizer()(weight, qtype=qint8, axis=0))
@@ -113,6 +115,22 @@ def _quantise_piece(weight: torch.Tensor, scheme: Scheme) -> Parts:
     ).view(rows, columns)
     packed = codes[:, ::2] | codes[:, 1::2] << 4
     return {"codes": packed, "scale": scale.view(rows, groups), "shift": shift.view(rows, groups)}
+
+
+def _compile_nothing() -> None:
+    """Have quanto take codes apart by torch's operations.
+
+    By itself it would compile an extension into its own folder the first time: a minute that nobody is told about, for
+    which a C++ compiler must be there, and for ever where another process has died over it.
+    """
+    from optimum.quanto.library.extensions.extension import get_extension
+
+    get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=_unpack)
+
+
+def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The codes of bytes in quanto's order: those in the lowest bits of all, then those in the next."""
+    return torch.cat([(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)])
 
 
 def _not_zero(scale: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from .families import certificate
 from .linears import take_linears
 from .mix import Mix, mix_of, running
 from .packed import Batch, Piece
-from .quantised import QuantisedLinear, steady
+from .quantised import QuantisedLinear
 from .quirks import one_by_one, quirks_of
 from .ragged import Ragged, whole_rows
 from .slabs import RaggedCache, Rows
@@ -255,7 +255,7 @@ class Span:
         packed = torch.cat([*hidden, *[hidden[-1][-1:]] * batch.padding]).unsqueeze(0)
         mix = mix_of(pieces, batch.padding)
         about_pass = self._ragged.packed(batch, self.device, whole_experts=whole)
-        with running(mix), about_pass as about, steady(deterministic):
+        with running(mix), about_pass as about:
             out = self._through(packed, about, between)
         for piece in pieces:
             piece.cache.position += piece.hidden.shape[1]

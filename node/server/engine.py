@@ -125,8 +125,9 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is under way."""
-        return bool(self._batch or self._interrupted)
+        """Whether a batch is under way, or about to be."""
+        about_to_be = self._schedule.waiting_steps and self._gathering.is_on(trio.current_time())
+        return bool(self._batch or self._interrupted or about_to_be)
 
     @property
     def max_step_tokens(self) -> int:

@@ -96,7 +96,11 @@ class Gathering:
             due = {session: each.due for session, each in self._sessions.items() if now < each.due <= latest}
             self.until = max(due.values(), default=now)
             self._missing = set(due)
-        return now < self.until and bool(self._missing)
+        return self.is_on(now)
+
+    def is_on(self, now: float) -> bool:
+        """Whether a batch waits for others now. Asked without consequences."""
+        return self.until is not None and now < self.until and bool(self._missing)
 
     def begun(self) -> None:
         """The batch has begun."""

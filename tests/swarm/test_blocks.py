@@ -260,8 +260,6 @@ def test_a_server_keeps_to_the_memory_that_it_reckoned_with(
     tmp_path: Path, blocks: int, numbers: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loaded, with a full cache, in its largest step, as far from the start of a session as there is cache for."""
-    if "int4" in numbers and "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        pytest.skip("without AVX-512 a core takes more than four minutes over one block in int4")
     make_wide_model(tmp_path, blocks)
     asked = (
         "serve",

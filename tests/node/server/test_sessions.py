@@ -330,6 +330,7 @@ async def test_a_decode_step_waits_for_a_session_that_is_about_to_come(
         for talk in reversed(talks):
             await talk.step(1, tokens[0], 3)
             await trio.testing.wait_all_tasks_blocked()
+            assert server.engine.busy  # training leaves the thread alone while a batch gathers, too
         for talk in talks:
             assert torch.equal((await talk.output())[1], pond.run(0, 4, prompt, tokens[0])[1])
         assert batches == [2]
