@@ -37,7 +37,7 @@ def torch_is_quick(dtype: torch.dtype) -> bool:
     """
     if dtype not in (torch.bfloat16, torch.float16):
         return True
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     asked = torch.ops.mkldnn
     return bool(asked._is_mkldnn_bf16_supported() if dtype is torch.bfloat16 else asked._is_mkldnn_fp16_supported())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,19 @@ def _own_state_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     for name in list(os.environ):
         if name.startswith("SWARMNODE_"):
             monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where `TURNS_IN_DAYS` is set, leave out those `in_turns` tests that have their turn on another of so many days.
+
+    One by one, in the order of the files; those with the same name in their marker have their turn together.
+    """
+    days = int(os.environ.get("TURNS_IN_DAYS", "1"))
+    turns: dict[str, int] = {}
+    for item in items:
+        marker = item.get_closest_marker("in_turns")
+        if marker is None:
+            continue
+        turn = turns.setdefault(marker.args[0] if marker.args else item.nodeid, len(turns))
+        if (turn + date.today().toordinal()) % days:
+            item.add_marker(pytest.mark.skip(reason=f"has its turn once in TURNS_IN_DAYS={days} days"))

@@ -43,7 +43,7 @@ def rust_peer() -> str:
     return built("rust")
 
 
-@pytest.fixture(params=["go", "rust"])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.in_turns(f"{name} peer")) for name in ("go", "rust")])
 def peer(request: pytest.FixtureRequest) -> str:
     """A program that speaks libp2p as somebody else wrote it."""
     name: str = request.getfixturevalue(f"{request.param}_peer")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from datetime import date
 
 import pytest
 import torch
@@ -68,12 +66,9 @@ CERTIFIED = [entry.family for entry in all_certificates() if entry.certified]
 
 
 @pytest.mark.slow
+@pytest.mark.in_turns
 @pytest.mark.parametrize("family", CERTIFIED)
 def test_a_family_is_still_certified(family: str) -> None:
-    """All of them, some ten minutes; where there is not the time, by turns, another share of them each day."""
-    days = int(os.environ.get("CERTIFY_IN_DAYS", "1"))
-    if (CERTIFIED.index(family) + date.today().toordinal()) % days:
-        pytest.skip(f"all families have their turn within CERTIFY_IN_DAYS={days} days")
     found, promised = certify.certify_family(family), certificate(family)
     if family == "kolibri1":  # it may share passes with AVX2, not with AVX-512: the promise is for every machine
         found = replace(found, ragged=False, why_not_ragged=promised.why_not_ragged)

@@ -151,6 +151,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.in_turns
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
 @pytest.mark.parametrize(
     ("family", "dtype"), [*((family, "float32") for family in SHAPES), ("gemma2", "bfloat16"), ("mixtral", "bfloat16")]

@@ -271,6 +271,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.in_turns
 def test_an_adapter_comes_from_the_hub_too_and_is_there_without_it(hub: Hub, home: Path, tmp_path: Path) -> None:
     with tiny_checkpoint(tiny_config("llama")) as tiny:
         folder = save_adapter(tiny.whole, tmp_path / "poet", ["q_proj"])

@@ -80,6 +80,7 @@ def run(folder: Path, what: str, dtype: str = "bfloat16") -> tuple[int, int]:
     return told["loaded"], told["peak"]
 
 
+@pytest.mark.in_turns
 @pytest.mark.timeout(900)
 def test_a_part_peaks_at_its_own_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(900)  # a cold release build on a busy machine takes minutes
+pytestmark = [
+    pytest.mark.in_turns("wheel"),
+    pytest.mark.timeout(900),  # a cold release build on a busy machine takes minutes
+]
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("node", "protocols", "models")

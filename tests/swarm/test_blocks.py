@@ -246,6 +246,7 @@ STEP_TOKENS = 960
 
 
 @pytest.mark.slow
+@pytest.mark.in_turns
 @pytest.mark.parametrize(
     ("blocks", "numbers"),
     [

@@ -37,6 +37,7 @@ def test_the_prompts_are_what_they_should_be() -> None:
     assert len({tuple(answer) for answer in reference()}) > len(LENGTHS) // 2, "the answers say something of the prompt"
 
 
+@pytest.mark.in_turns
 @pytest.mark.parametrize("servers", [1, 2, 3, 5])
 async def test_greedy_text_is_that_of_transformers(servers: int) -> None:
     expected = reference()

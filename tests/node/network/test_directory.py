@@ -248,6 +248,7 @@ async def test_confirm_asks_the_server_itself(autojump_clock: MockClock) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.in_turns
 async def test_three_hundred_servers_of_a_deep_model_are_all_found_by_few_messages(autojump_clock: MockClock) -> None:
     rng = random.Random(7)
     async with open_swarm(40) as swarm:
