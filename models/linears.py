@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from .kernels import Linear, have_kernels, torch_is_quick
 from .packed import SHORT_STEP, running_batch
-from .runs import Many, by_runs
+from .runs import Many, by_runs, widened
 
 __all__ = ["LOW_RANK", "OutputLinear", "PackedLinear", "take_linears", "take_output"]
 
@@ -41,11 +41,13 @@ class PackedLinear(_KernelLinear):
         kernel = None if batch is None else self._kernel_for(input)
         if batch is None or kernel is None:
             return self._by_torch(input)
-        many = self._many if torch_is_quick(input.dtype) else None
-        return by_runs(batch, input, self.weight.shape[0], kernel.apply, many)
+        return by_runs(batch, input, self.weight.shape[0], kernel.apply, self._many)
 
     def _many(self) -> Many:
-        return self._by_torch
+        return self._by_torch if torch_is_quick(self.weight.dtype) else self._widened
+
+    def _widened(self, input: torch.Tensor) -> torch.Tensor:
+        return widened(input, self.weight, self.bias)
 
     def _by_torch(self, input: torch.Tensor) -> torch.Tensor:
         return linear(input, self.weight, self.bias)

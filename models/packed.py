@@ -142,6 +142,12 @@ class Batch:
         """Packed tokens behind those of the pieces."""
         return self.tokens - self._own
 
+    def runs(self, most_tokens: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Where rows of steps of up to so many tokens, at least `SHORT_STEP`, are, and of longer ones."""
+        few = [run for run in self.long_runs if run[1] - run[0] <= most_tokens]
+        many = [run for run in self.long_runs if run[1] - run[0] > most_tokens]
+        return sorted([*self.short_runs, *few]), many
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """While this lasts, attention of our name is this batch's."""

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from .kernels import torch_is_quick
-from .packed import SHORT_STEP, running_batch
-from .runs import Many, by_runs
+from .packed import running_batch
+from .runs import Many, by_runs, few_tokens, widened
 
 __all__ = ["GROUP_COLUMNS", "SCHEMES", "QuantisedLinear", "Scheme", "quantisable"]
 
@@ -124,9 +124,8 @@ class QuantisedLinear(nn.Linear):
         if not self._takes_kernel(input) or not rows:
             out = self._by_weight()(input)
         elif (batch := running_batch()) is not None:
-            many = self._by_weight if torch_is_quick(self._dtype) else None
-            out = by_runs(batch, input, self.out_features, self._by_kernel, many)
-        elif rows <= SHORT_STEP or not torch_is_quick(self._dtype):
+            out = by_runs(batch, input, self.out_features, self._by_kernel, self._by_weight)
+        elif rows <= few_tokens(self._dtype):
             out = input.new_empty(*input.shape[:-1], self.out_features)
             self._by_kernel(input.reshape(rows, -1), out.view(rows, -1), [(0, rows)])
         else:
@@ -159,12 +158,13 @@ class QuantisedLinear(nn.Linear):
 
     def _by_weight(self) -> Many:
         """What multiplies by the weight made whole again, which is quicker for more rows than a few."""
+        multiply = functional.linear if torch_is_quick(self._dtype) or torch.is_grad_enabled() else widened
         if self.scheme == "int8" and self._dtype is not torch.float16:
             # Scaled afterwards, codes are exact in any type; but float16 ends where their sums may go.
             codes = self.codes.to(self._dtype)
-            return lambda rows: functional.linear(rows, codes) * self.scale
+            return lambda rows: multiply(rows, codes) * self.scale
         weight = self.weight
-        return lambda rows: functional.linear(rows, weight)
+        return lambda rows: multiply(rows, weight)
 
     def _from_order(self) -> torch.Tensor:
         codes = _out_of_order(self.codes, self._block_rows)

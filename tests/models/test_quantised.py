@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from swarmnode.errors import BadInput, CheckpointBroken
-from swarmnode.models import linears, quantised, quantising
+from swarmnode.models import linears, quantised, quantising, runs
 from swarmnode.models.checkpoint import Checkpoint, open_checkpoint
 from swarmnode.models.cut import causal_class, quantised_layers, quiet_transformers
 from swarmnode.models.footprint import footprint
@@ -249,13 +249,12 @@ def test_a_long_step_is_as_good_as_many_short_ones(
     spans: dict[tuple[str, Scheme], Span], scheme: Scheme, quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether this CPU has a kernel of torch's for it, or not."""
-    for module in (quantised, linears):
+    for module in (quantised, linears, runs):
         monkeypatch.setattr(module, "torch_is_quick", lambda _: quick)
     span = spans["llama", scheme]
-    hidden = noise(2 * SHORT_STEP, span.hidden_size)
+    hidden = noise(5 * SHORT_STEP, span.hidden_size)
     whole = span.run([Piece(span.open_session(), hidden, 0)])[0]
-    short = span.run([Piece(span.open_session(), hidden, 0, (SHORT_STEP, SHORT_STEP))])[0]
-    assert torch.equal(whole[:, :SHORT_STEP], short[:, :SHORT_STEP]) or quick
+    short = span.run([Piece(span.open_session(), hidden, 0, (SHORT_STEP,) * 5)])[0]
     assert gap(whole, short) < TOLERANCE[torch.bfloat16]
 
 
