@@ -142,8 +142,10 @@ class Batch:
         """Packed tokens behind those of the pieces."""
         return self.tokens - self._own
 
-    def runs(self, most_tokens: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def runs(self, most_tokens: int) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
         """Where rows of steps of up to so many tokens, at least `SHORT_STEP`, are, and of longer ones."""
+        if not self.long_runs:
+            return self.short_runs, ()  # decode, where every layer asks
         few = [run for run in self.long_runs if run[1] - run[0] <= most_tokens]
         many = [run for run in self.long_runs if run[1] - run[0] > most_tokens]
         return sorted([*self.short_runs, *few]), many

@@ -121,11 +121,11 @@ class QuantisedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As nn.Linear; gradients reach the input and the bias."""
         rows = input.shape[:-1].numel()
-        if not self._takes_kernel(input) or not rows:
-            out = self._by_weight()(input)
-        elif (batch := running_batch()) is not None:
+        takes_kernel = rows > 0 and self._takes_kernel(input)
+        batch = running_batch() if takes_kernel else None
+        if batch is not None:
             out = by_runs(batch, input, self.out_features, self._by_kernel, self._by_weight)
-        elif rows <= few_tokens(self._dtype):
+        elif takes_kernel and rows <= few_tokens(self._dtype):
             out = input.new_empty(*input.shape[:-1], self.out_features)
             self._by_kernel(input.reshape(rows, -1), out.view(rows, -1), [(0, rows)])
         else:

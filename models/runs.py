@@ -19,7 +19,7 @@ __all__ = ["Few", "Many", "by_runs", "few_tokens", "widened"]
 ALIGNED_BYTES = 64
 """What an address is a multiple of where torch allocates. Its kernels' bits may depend on that."""
 
-WIDENED_FROM = 128
+WIDENED_BEYOND = 128
 """Tokens of the longest step whose rows go through the kernel for few where torch is not quick: widening the weights
 takes its time. A multiple of `ROWS`, so that it is the same step when it is filled up."""
 
@@ -36,7 +36,7 @@ Many = Callable[[torch.Tensor], torch.Tensor]
 
 def few_tokens(dtype: torch.dtype) -> int:
     """Tokens of the longest step whose rows go through a kernel for few, in layers of this type."""
-    return SHORT_STEP if torch_is_quick(dtype) else WIDENED_FROM
+    return SHORT_STEP if torch_is_quick(dtype) else WIDENED_BEYOND
 
 
 def widened(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

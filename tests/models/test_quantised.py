@@ -290,7 +290,7 @@ def test_gradients_reach_what_went_in(scheme: Scheme) -> None:
     assert gap(given_in.grad, layer.weight.float().sum(0).expand(1, 3, -1)) < TOLERANCE[torch.bfloat16]
 
 
-def test_nothing_is_compiled(tmp_path: Path) -> None:
+def test_nothing_is_compiled() -> None:
     """A user has no C++ compiler, perhaps, and no minute to wait."""
     code = (
         "import torch, torch.utils.cpp_extension\n"

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear
 
 from swarmnode.models import runs
-from swarmnode.models.runs import WIDENED_FROM, widened
+from swarmnode.models.runs import WIDENED_BEYOND, widened
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -17,18 +17,18 @@ def test_a_widened_product_is_that_of_float32_rounded(
 ) -> None:
     monkeypatch.setattr(runs, "WIDENED_BYTES", 4 * 96 * 50)  # several pieces, the last of them smaller
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(WIDENED_FROM + 5, 96, generator=generator).to(dtype)
+    rows = torch.randn(WIDENED_BEYOND + 5, 96, generator=generator).to(dtype)
     weight = torch.randn(120, 96, generator=generator).to(dtype)
     added = torch.randn(120, generator=generator).to(dtype) if bias else None
     expected = linear(rows.double(), weight.double(), None if added is None else added.double())
     out = widened(rows, weight, added)
     assert out.dtype is dtype
-    assert out.shape == (WIDENED_FROM + 5, 120)
+    assert out.shape == (WIDENED_BEYOND + 5, 120)
     assert torch.allclose(out.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("count", [WIDENED_FROM + 1, WIDENED_FROM + 2, 255, 256, 700])
+@pytest.mark.parametrize("count", [WIDENED_BEYOND + 1, WIDENED_BEYOND + 2, 255, 256, 700])
 def test_a_rows_bits_are_its_own(dtype: torch.dtype, count: int) -> None:
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(1000, 256, generator=generator).to(dtype)
